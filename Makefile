@@ -1,0 +1,33 @@
+# Every target does its own set-up: a fresh checkout with python3 (3.11 or later) and make is enough.
+
+# Names of tests to run instead of all: make test T=tests.test_config
+T ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint prove docs venv clean
+
+help: ## show this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+
+demo: venv ## run a relay and carry real traffic through it
+	@.venv/bin/zrc-relay demo
+
+test: venv ## ruff, mypy and the suite
+	@.venv/bin/python scripts/run_tests.py $(T)
+
+lint: venv ## ruff and mypy only
+	@.venv/bin/python -m ruff check . && .venv/bin/python -m mypy
+
+prove: venv ## what is long or measured; prints its figures
+	@.venv/bin/python scripts/prove.py
+
+docs: venv ## write the pages and files that are generated
+	@for script in scripts/generate_*.py; do .venv/bin/python "$$script" || exit 1; done
+
+venv: ## make .venv or bring it up to date
+	@scripts/setup_venv.sh
+
+clean: ## remove everything that these targets made
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .hypothesis _trial_temp*
+	find . -name __pycache__ -prune -exec rm -rf {} +
+	rm -f twisted/plugins/dropin.cache

@@ -1,0 +1,101 @@
+"""Runs ruff, mypy and the suite, all of them even when one fails, and ends with a line ``N passed, N failed``.
+
+The suite runs in a child process, so that a test that takes the interpreter down is a failure with a name and not a run that
+ends early. The counts come from trial's own result, not from what it printed. The exit status is 0 when nothing failed and at
+least one test passed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from twisted.trial.reporter import TreeReporter
+from twisted.trial.runner import TestLoader, TrialRunner
+
+ROOT = Path(__file__).resolve().parent.parent
+LINTERS = {"ruff": ["ruff", "check", "."], "mypy": ["mypy"]}
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """How many tests ended in which way."""
+
+    passed: int
+    failed: int
+    skipped: int
+
+    def __str__(self) -> str:
+        return f"{self.passed} passed, {self.failed} failed" + (f", {self.skipped} skipped" if self.skipped else "")
+
+
+def main() -> int:
+    """Run everything; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", help="tests to run, as trial takes them; all when none is given")
+    parser.add_argument("--no-lint", action="store_true", help="run the suite only")
+    parser.add_argument("--write-counts", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    names = arguments.names or ["tests"]
+    if arguments.write_counts:
+        return run_suite(names, arguments.write_counts)
+    unclean = [] if arguments.no_lint else [name for name, command in LINTERS.items() if not is_clean(name, command)]
+    counts, trouble = run_in_child(names)
+    for line in [*(f"{name} found problems, see above" for name in unclean), *trouble]:
+        print(line)
+    # What makes the run fail is among the failures, so that the last line alone tells.
+    total = Counts(counts.passed, counts.failed + len(unclean) + len(trouble), counts.skipped)
+    print(total)
+    return 1 if total.failed else 0
+
+
+def is_clean(name: str, command: list[str]) -> bool:
+    """Whether a linter finds nothing; what it finds is printed."""
+    print(f"{name}:", flush=True)
+    return subprocess.run([sys.executable, "-m", *command], cwd=ROOT, check=False).returncode == 0
+
+
+def run_in_child(names: list[str]) -> tuple[Counts, list[str]]:
+    """Run the suite in a child process; also returns a line for each thing that is wrong beside failed tests."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory, "counts.json")
+        command = [sys.executable, __file__, "--write-counts", str(path), *names]
+        status = subprocess.run(command, check=False).returncode
+        if not path.exists():
+            print()  # trial was in the middle of a line, the one that names the test
+            how = f"signal {-status} ended it" if status < 0 else f"exit status {status}"
+            return Counts(0, 0, 0), [f"the suite did not come to its end: {how}"]
+        counts = Counts(**json.loads(path.read_text()))
+    if counts.passed == 0 and counts.failed == 0:
+        return counts, ["no test ran"]
+    if status != 0 and counts.failed == 0:
+        return counts, [f"the suite passed, and then its process failed: exit status {status}"]
+    return counts, []
+
+
+def run_suite(names: list[str], path: Path) -> int:
+    """Run the suite in this process and write the counts to ``path``; returns the exit status."""
+    sys.path.insert(0, str(ROOT))
+    # The casts say what zope.interface knows and mypy does not: a TreeReporter provides IReporter.
+    runner = TrialRunner(cast(Any, TreeReporter))
+    result = cast(TreeReporter, runner.run(TestLoader().loadByNames(names, recurse=True)))
+    # A test can have several errors, for instance one of its own and one of its clean-up.
+    failed = _ids(result.failures) | _ids(result.errors) | _ids(result.unexpectedSuccesses)
+    passed = result.successes + len(_ids(result.expectedFailures))
+    path.write_text(json.dumps(asdict(Counts(passed, len(failed), len(result.skips)))))
+    return 1 if failed else 0
+
+
+def _ids(entries: Iterable[tuple[object, ...]]) -> set[str]:
+    return {str(test.id()) if hasattr(test, "id") else repr(test) for test, *_ in entries}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

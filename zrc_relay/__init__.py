@@ -1,0 +1,3 @@
+"""zrc-relay: a QUIC relay for devices that cannot reach each other."""
+
+__version__ = "0.1.0"

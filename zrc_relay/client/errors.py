@@ -1,0 +1,205 @@
+"""What can go wrong between a client and a relay: one exception for each close code of PROTOCOL §5, and a few of our own."""
+
+from __future__ import annotations
+
+import re
+from typing import ClassVar, Final
+
+from zrc_relay.core.codes import ErrorCode
+
+_RETRY_AFTER: Final = re.compile(r"retry_after=(\d{1,9});")
+
+
+class RelayError(Exception):
+    """The relay closed the connection, or refused something, with a code of PROTOCOL §5.
+
+    ``reason`` is the relay's sentence for people, ``retry_after`` the seconds after which trying again makes sense (0: not said).
+    """
+
+    code: ClassVar[ErrorCode]
+
+    def __init__(self, reason: str = "") -> None:
+        found = _RETRY_AFTER.match(reason)
+        self.retry_after = int(found.group(1)) if found else 0
+        self.reason = reason[found.end() :] if found else reason
+        super().__init__(f"{self.code.name}: {self.reason}" if self.reason else self.code.name)
+
+
+class ProtocolError(RelayError):
+    """One of the two ends broke the protocol."""
+
+    code = ErrorCode.PROTOCOL_ERROR
+
+
+class ControlTooLarge(RelayError):
+    """A capsule was longer than 4096 bytes."""
+
+    code = ErrorCode.CONTROL_TOO_LARGE
+
+
+class AllocateTimeout(RelayError):
+    """ALLOCATE did not come within 10 s."""
+
+    code = ErrorCode.ALLOCATE_TIMEOUT
+
+
+class VersionUnsupported(RelayError):
+    """The relay does not speak this version of the protocol."""
+
+    code = ErrorCode.VERSION
+
+
+class TokenMalformed(RelayError):
+    """The token can be no token."""
+
+    code = ErrorCode.TOKEN_MALFORMED
+
+
+class TokenBadSignature(RelayError):
+    """The token's signature is not the device's."""
+
+    code = ErrorCode.TOKEN_BAD_SIGNATURE
+
+
+class TokenExpired(RelayError):
+    """The token has expired (or, for a refresh, is older than the one in force)."""
+
+    code = ErrorCode.TOKEN_EXPIRED
+
+
+class TokenWrongRelay(RelayError):
+    """The token is for another relay."""
+
+    code = ErrorCode.TOKEN_WRONG_RELAY
+
+
+class TokenWrongAllocation(RelayError):
+    """The token is for another allocation."""
+
+    code = ErrorCode.TOKEN_WRONG_ALLOCATION
+
+
+class TokenWrongPeer(RelayError):
+    """The token is for another peer."""
+
+    code = ErrorCode.TOKEN_WRONG_PEER
+
+
+class DeviceUnknown(RelayError):
+    """The relay does not know the device's key."""
+
+    code = ErrorCode.DEVICE_UNKNOWN
+
+
+class ProofRequired(RelayError):
+    """The relay wants a proof of possession."""
+
+    code = ErrorCode.PROOF_REQUIRED
+
+
+class ProofInvalid(RelayError):
+    """The proof of possession is not right."""
+
+    code = ErrorCode.PROOF_INVALID
+
+
+class TokenTooLong(RelayError):
+    """The token lives longer than the relay allows."""
+
+    code = ErrorCode.TOKEN_TOO_LONG
+
+
+class CapacityExceeded(RelayError):
+    """Relay or device hold as many allocations as they may."""
+
+    code = ErrorCode.CAPACITY
+
+
+class RateLimited(RelayError):
+    """Too many requests."""
+
+    code = ErrorCode.RATE_LIMITED
+
+
+class Blocked(RelayError):
+    """The relay does not serve this address."""
+
+    code = ErrorCode.BLOCKED
+
+
+class TooManyConnections(RelayError):
+    """The side has as many connections as it may."""
+
+    code = ErrorCode.TOO_MANY_CONNECTIONS
+
+
+class Draining(RelayError):
+    """The relay is about to stop."""
+
+    code = ErrorCode.DRAINING
+
+
+class Terminated(RelayError):
+    """An administrator ended the allocation."""
+
+    code = ErrorCode.TERMINATED
+
+
+class QuotaExceeded(RelayError):
+    """The allocation's quota is used up."""
+
+    code = ErrorCode.QUOTA_EXCEEDED
+
+
+class AllocationExpired(RelayError):
+    """The allocation's token has expired."""
+
+    code = ErrorCode.EXPIRED
+
+
+class AllocationIdle(RelayError):
+    """One of the sides was absent for too long."""
+
+    code = ErrorCode.IDLE
+
+
+class InternalError(RelayError):
+    """Something failed inside the relay."""
+
+    code = ErrorCode.INTERNAL
+
+
+_BY_CODE: Final = {error.code: error for error in RelayError.__subclasses__()}
+
+
+def error_for(code: int, reason: str) -> RelayError | UnknownCode:
+    """The exception for a close code; ``UnknownCode`` for one that a later version of the protocol may have added."""
+    try:
+        return _BY_CODE[ErrorCode(code)](reason)
+    except (ValueError, KeyError):
+        return UnknownCode(code, reason)
+
+
+class UnknownCode(Exception):
+    """The relay closed with a code that this library does not know."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        self.code = code
+        self.reason = reason
+        super().__init__(f"close code {code:#x}: {reason}")
+
+
+class ConnectFailed(Exception):
+    """There is no connection to the relay: nobody answered, or the handshake failed (a certificate, a protocol)."""
+
+
+class ConnectionLost(Exception):
+    """The connection ended without a word of the relay: it was silent for too long, or QUIC itself failed."""
+
+
+class PayloadTooLarge(ValueError):
+    """A payload that does not fit a DATAGRAM on this connection."""
+
+
+class RedirectLoop(ConnectFailed):
+    """The relays sent the client from one to the next more than three times."""

@@ -1,0 +1,247 @@
+"""The table of settings, and everything derived from it but loading (R8).
+
+Theory of operation
+-------------------
+``Config`` is the table. Each field carries in its metadata a ``Setting``: the kind of value (how it is read, written, bounded),
+the default as a person would write it, and a sentence of help. TOML keys, ``ZRC_RELAY_*`` variables, twistd options, validation,
+the reference page and the example file are all derived from it, so a new setting is one new field and nothing else.
+
+The bounds keep out what cannot work or can only be a slip of the pen; they are wider than what is wise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from enum import Enum, unique
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final
+
+from zrc_relay.config_units import ByteRate, Duration, Integer, Size
+from zrc_relay.config_values import MAX_PORT, Boolean, Choice, FilePath, HexId, IPAddress, IPAddressList, Kind, OrNone
+from zrc_relay.core.tiers import BUILT_IN_TIERS, DEFAULT_MAX_ALLOCATIONS, Tier
+
+ENVIRONMENT_PREFIX: Final = "ZRC_RELAY_"
+CONFIG_VARIABLE: Final = "ZRC_RELAY_CONFIG"
+"""Names the TOML file; not a setting itself."""
+TIERS_TABLE: Final = "tiers"
+
+
+@unique
+class RequireProof(Enum):
+    """Who must prove possession of the key that a token names (R6.8)."""
+
+    ALWAYS = "always"
+    NEVER = "never"
+    DEVICES = "devices"
+    PEERS = "peers"
+
+    @property
+    def of_devices(self) -> bool:
+        """Whether devices must."""
+        return self in (RequireProof.ALWAYS, RequireProof.DEVICES)
+
+    @property
+    def of_peers(self) -> bool:
+        """Whether peers must."""
+        return self in (RequireProof.ALWAYS, RequireProof.PEERS)
+
+
+@unique
+class LogFormat(Enum):
+    """How log events are written."""
+
+    AUTO = "auto"
+    TEXT = "text"
+    JSON = "json"
+
+
+@unique
+class Section(Enum):
+    """What belongs together on the reference page, in its order."""
+
+    LISTENING = "Listening and identity"
+    TOKENS = "Who may use the relay"
+    LIFETIME = "Lifetime of allocations and connections"
+    LIMITS = "Limits"
+    FORWARDING = "Forwarding"
+    OPERATION = "Operation"
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One row of the table. ``default`` is text for ``kind.parse``, or None when the setting is required."""
+
+    name: str
+    kind: Kind[Any]
+    default: str | None
+    section: Section
+    help: str
+
+    @property
+    def variable(self) -> str:
+        """Its environment variable."""
+        return ENVIRONMENT_PREFIX + self.name.upper()
+
+    @property
+    def option(self) -> str:
+        """Its command line option, without the dashes in front."""
+        return self.name.replace("_", "-")
+
+    @property
+    def default_note(self) -> str:
+        """What help and reference say about its default."""
+        return "required" if self.default is None else f"default: {self.default}"
+
+    @property
+    def is_required(self) -> bool:
+        """Whether there is no default."""
+        return self.default is None
+
+
+NOWHERE: Final = Path()
+"""Where relative paths start when there are none: no default and no table is a path."""
+
+
+def _row(kind: Kind[Any], section: Section, help_: str, *, default: str | None = None) -> Mapping[str, Any]:
+    return {"kind": kind, "default": default, "section": section, "help": help_}
+
+
+def _default(text: str, kind: Kind[Any], section: Section, help_: str) -> Any:
+    """A field with the default that ``text`` means."""
+    return field(default=kind.parse(text, NOWHERE), metadata=_row(kind, section, help_, default=text))
+
+
+def _required(kind: Kind[Any], section: Section, help_: str) -> Mapping[str, Any]:
+    """Metadata of a field without a default. The field itself is left to ``dataclasses.field``, which type checkers know."""
+    return _row(kind, section, help_)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """All settings, parsed. Durations are seconds, sizes bytes, bandwidths bytes per second, paths absolute; None: none.
+
+    ``load_config`` is the way to get one from what people wrote; a test may build one directly, and then nothing is checked.
+    """
+
+    listen_addr: tuple[str, ...] = _default(
+        "0.0.0.0, ::", IPAddressList(), Section.LISTENING, "Addresses to listen on, one or a list.")
+    listen_port: int = _default(
+        "4433", Integer(0, MAX_PORT), Section.LISTENING, "UDP port to listen on; 0 takes any free one.")
+    relay_addr: str | None = _default(
+        "none", OrNone(IPAddress()), Section.LISTENING,
+        "Address announced to clients, for a relay behind address translation; none announces the one they reached.")
+    relay_port: int | None = _default(
+        "none", OrNone(Integer(1, MAX_PORT)), Section.LISTENING,
+        "Port announced to clients; none announces the one they reached.")
+    quic_cert_path: Path = field(metadata=_required(
+        FilePath(), Section.LISTENING, "PEM file with the relay's certificate, and the chain behind it."))
+    quic_key_path: Path = field(metadata=_required(
+        FilePath(), Section.LISTENING, "PEM file with the certificate's private key; nobody else may be able to read it."))
+    relay_id: bytes = field(metadata=_required(
+        HexId(16), Section.LISTENING, "Who this relay is to tokens; all instances of a cluster share it."))
+
+    device_keys_path: Path = field(metadata=_required(
+        FilePath(), Section.TOKENS, "TOML file with a [[device]] table for each device that may sign tokens."))
+    require_proof: RequireProof = _default(
+        "always", Choice(RequireProof), Section.TOKENS,
+        "Who must prove possession of the key that the token names; a token alone is enough for the others.")
+    max_token_lifetime: float = _default(
+        "24h", Duration("1s", "3650d"), Section.TOKENS, "How far in the future a token may expire.")
+    revoke_ends_sessions: bool = _default(
+        "true", Boolean(), Section.TOKENS, "Whether taking a device's key away ends the allocations it has.")
+
+    allocation_timeout: float = _default(
+        "8h", Duration("1s", "3650d"), Section.LIFETIME,
+        "An allocation ends this long after its last token was accepted, unless that token expires earlier.")
+    wait_timeout: float = _default(
+        "60s", Duration("1s", "1d"), Section.LIFETIME, "How long an allocation waits for a side that was never there.")
+    idle_timeout: float = _default(
+        "30s", Duration("1s", "18h"), Section.LIFETIME, "How long an allocation waits for a side that left.")
+    quic_idle_timeout: float = _default(
+        "30s", Duration("1s", "1h"), Section.LIFETIME, "A connection that was silent for this long is gone.")
+    handshake_timeout: float = _default(
+        "5s", Duration("100ms", "60s"), Section.LIFETIME, "How long a handshake may take.")
+    keepalive_interval: float = _default(
+        "15s", Duration("1s", "30min"), Section.LIFETIME,
+        "How often an idle connection is kept alive; must be shorter than quic_idle_timeout.")
+
+    max_allocations: int = _default(
+        "1000", Integer(1, 1_000_000), Section.LIMITS, "Allocations at a time, all devices together.")
+    max_connections_per_side: int = _default(
+        "4", Integer(1, 64), Section.LIMITS, "Connections that each side of an allocation may have at a time.")
+    default_bandwidth_limit: int | None = _default(
+        "10 Mbit/s", OrNone(ByteRate("8 kbit/s", "1 Tbit/s")), Section.LIMITS,
+        "Bandwidth of an allocation, both directions together, whose device has no tier; none for no cap.")
+    default_quota: int | None = _default(
+        "1 GB", OrNone(Size("1 kB", "1 EB")), Section.LIMITS,
+        "Bytes that an allocation may carry, both directions together, when its device has no tier; none for no cap.")
+    global_bandwidth_limit: int | None = _default(
+        "none", OrNone(ByteRate("8 kbit/s", "100 Tbit/s")), Section.LIMITS,
+        "Bandwidth of all allocations together; none for no cap.")
+    bandwidth_burst: float = _default(
+        "100ms", Duration("1ms", "10s"), Section.LIMITS,
+        "The time whose bandwidth an allocation may use at once; never less than one datagram of 65,535 bytes.")
+
+    stream_window: int = _default(
+        "256 KiB", Size("16 KiB", "16 MiB"), Section.FORWARDING,
+        "Flow control window of a forwarded stream: what a reader that stalls can cost.")
+    max_streams: int = _default(
+        "32", Integer(2, 1024), Section.FORWARDING,
+        "Streams of each kind, one-way and two-way, that a client may have open at a time; the control stream is one of them.")
+    max_pending_streams: int = _default(
+        "64", Integer(0, 1024), Section.FORWARDING,
+        "Streams of one connection that may wait because the counterpart takes no more; further ones are reset.")
+    egress_queue_bytes: int = _default(
+        "256 KiB", Size("64 KiB", "64 MiB"), Section.FORWARDING,
+        "Datagrams that may wait for one connection, in bytes; the oldest goes first.")
+    egress_queue_age: float = _default(
+        "100ms", Duration("1ms", "10s"), Section.FORWARDING,
+        "How long a datagram may wait for one connection; older ones are dropped.")
+    base_udp_payload: int = _default(
+        "1232", Integer(1200, 1452, "bytes"), Section.FORWARDING, "UDP payload that every path is taken to carry.")
+    max_udp_payload: int = _default(
+        "1452", Integer(1200, 8952, "bytes"), Section.FORWARDING,
+        "Largest UDP payload that is tried on a path; at least base_udp_payload.")
+
+    drain_timeout: float = _default(
+        "30s", Duration("0s", "1h"), Section.OPERATION, "How long a relay that is stopping waits for its clients to leave.")
+    log_format: LogFormat = _default(
+        "auto", Choice(LogFormat), Section.OPERATION, "auto writes text to a terminal and JSON to anything else.")
+    state_dir: Path | None = _default(
+        "none", OrNone(FilePath()), Section.OPERATION, "Directory for what should outlive a restart; none keeps nothing.")
+
+    tiers: Mapping[str, Tier] = field(default_factory=lambda: BUILT_IN_TIERS, hash=False)
+    """The tiers by name: built in, changed or added by ``[tiers.<name>]`` tables."""
+
+    def default_tier(self) -> Tier:
+        """What a device without a tier may have."""
+        return Tier("", self.default_bandwidth_limit, self.default_quota, DEFAULT_MAX_ALLOCATIONS)
+
+
+SETTINGS: Final[Mapping[str, Setting]] = MappingProxyType({
+    item.name: Setting(item.name, **item.metadata) for item in fields(Config) if item.metadata
+})
+"""The table, by name, in the order of the fields."""
+
+TIER_KEYS: Final[Mapping[str, tuple[str, Kind[int | None], str]]] = MappingProxyType({
+    "bandwidth_limit": (
+        "bandwidth_limit", OrNone(ByteRate("8 kbit/s", "1 Tbit/s")), "bandwidth of an allocation, both directions together"),
+    "quota": ("quota", OrNone(Size("1 kB", "1 EB")), "bytes that an allocation may carry, both directions together"),
+    "allocations": ("max_allocations", OrNone(Integer(1, 1_000_000)), "allocations that one device may have at a time"),
+})
+"""The keys of a ``[tiers.<name>]`` table: the field of ``Tier`` it fills, its kind, and help."""
+
+
+def option_parameters() -> list[list[str | None]]:
+    """What twistd needs for ``usage.Options.optParameters``: ``--config`` and every setting, all without defaults.
+
+    The defaults stay out so that ``load_config`` sees what was given and what was not.
+    """
+    return [
+        ["config", "c", None, f"TOML file with settings [default: what {CONFIG_VARIABLE} names]"],
+        *(
+            [setting.option, None, None, f"{setting.help} [{setting.default_note}]"] for setting in SETTINGS.values()
+        ),
+    ]

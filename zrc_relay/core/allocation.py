@@ -1,0 +1,361 @@
+"""Allocations: their life, their two sides, and the one place where a payload is counted, forwarded or dropped (R2, R3, R4).
+
+Theory of operation
+-------------------
+An ``Allocation`` is known by ``(device_id, allocation_id)``. Its life is a transition table (``TRANSITIONS``); an event that the
+table does not hold for a state raises and changes nothing::
+
+    created --side joined--> waiting --both there--> active --side gone--> waiting
+    any of these --end--> terminating --closed--> terminated
+
+Each ``Side`` holds the *members* bound to it (sessions of connections), the newest last, and which of them is *current*, that
+is, carries egress (PROTOCOL §6). Payloads go through ``Allocation.forward``; nothing else counts bytes and nothing else drops.
+
+Two clocks: ``now`` is monotonic seconds (absence, limits), ``wall`` is Unix seconds (expiry of tokens).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from enum import Enum, unique
+from typing import Final, Protocol
+
+from zrc_relay.core.codes import DropCause, Role, TerminationReason
+from zrc_relay.core.counters import Counters
+from zrc_relay.core.limiter import TokenBucket, bandwidth_bucket, bandwidth_burst
+from zrc_relay.core.tiers import Tier, effective_limits
+from zrc_relay.core.token import RelayToken
+
+AllocationKey = tuple[bytes, bytes]
+"""``(device_id, allocation_id)`` (PROTOCOL §3)."""
+
+QUOTA_WARNING_FRACTION: Final = 0.9
+MIN_STREAM_DELAY: Final = 0.001
+"""Shortest wait in seconds that is asked of a stream held back by a cap: a timer for less would cost more than it gives."""
+
+
+@unique
+class State(Enum):
+    """Where an allocation is in its life (R2.4)."""
+
+    CREATED = "created"
+    WAITING = "waiting"
+    ACTIVE = "active"
+    TERMINATING = "terminating"
+    TERMINATED = "terminated"
+
+
+@unique
+class Change(Enum):
+    """What moves an allocation on."""
+
+    SIDE_JOINED = "side joined"
+    BOTH_THERE = "both there"
+    SIDE_GONE = "side gone"
+    END = "end"
+    CLOSED = "closed"
+
+
+TRANSITIONS: Final[Mapping[tuple[State, Change], State]] = {
+    (State.CREATED, Change.SIDE_JOINED): State.WAITING,
+    (State.WAITING, Change.SIDE_JOINED): State.WAITING,
+    (State.WAITING, Change.BOTH_THERE): State.ACTIVE,
+    (State.WAITING, Change.SIDE_GONE): State.WAITING,
+    (State.ACTIVE, Change.SIDE_GONE): State.WAITING,
+    (State.CREATED, Change.END): State.TERMINATING,
+    (State.WAITING, Change.END): State.TERMINATING,
+    (State.ACTIVE, Change.END): State.TERMINATING,
+    (State.TERMINATING, Change.CLOSED): State.TERMINATED,
+}
+
+
+class IllegalTransition(Exception):
+    """An event that makes no sense in this state: a bug in the caller."""
+
+
+class Member(Protocol):
+    """What an allocation needs of a session that is bound to it."""
+
+    role: Role
+    last_heard: float
+    """When the connection last heard its client, monotonic seconds."""
+
+    @property
+    def patience(self) -> float:
+        """Seconds of silence after which the connection no longer counts as heard from: max(3 PTO, 1 s)."""
+        ...
+
+    def send_datagram(self, payload: bytes, now: float) -> None:
+        """Put a payload on the way to the client."""
+        ...
+
+    def note_drop(self, cause: DropCause, size: int, now: float) -> None:
+        """One of the client's datagrams was dropped."""
+        ...
+
+    def superseded(self) -> None:
+        """Another connection of the side carries egress now."""
+        ...
+
+    def send(self, data: bytes) -> None:
+        """Send an encoded capsule to the client."""
+        ...
+
+    def terminate(self, reason: TerminationReason) -> None:
+        """The allocation ended."""
+        ...
+
+    @property
+    def max_payload(self) -> int:
+        """The longest payload that fits a DATAGRAM towards the client, in bytes."""
+        ...
+
+
+class Events(Protocol):
+    """What an allocation asks of the relay it belongs to."""
+
+    def quota_warning(self, allocation: Allocation) -> None:
+        """90 % of the quota is used."""
+        ...
+
+    def quota_exceeded(self, allocation: Allocation) -> None:
+        """The next byte would cross the quota."""
+        ...
+
+
+class Side:
+    """One end of an allocation: its bound members and whose turn it is."""
+
+    __slots__ = ("absent_since", "current", "ever_present", "members", "proven", "role")
+
+    def __init__(self, role: Role, now: float) -> None:
+        self.role = role
+        self.members: list[Member] = []
+        self.current: Member | None = None
+        self.proven = False
+        self.ever_present = False
+        self.absent_since = now
+
+    def add(self, member: Member, now: float) -> None:
+        """Bind ``member`` as the newest, which makes it current."""
+        self.members.append(member)
+        self.ever_present = True
+        self.select(now)
+
+    def remove(self, member: Member, now: float) -> None:
+        """Unbind ``member``."""
+        self.members.remove(member)
+        if not self.members:
+            self.absent_since = now
+        if self.current is member:
+            self.current = None
+        self.select(now)
+
+    def select(self, now: float) -> None:
+        """Choose the current member (PROTOCOL §6): the newest heard from lately, else the one heard from last."""
+        chosen: Member | None = None
+        for member in reversed(self.members):
+            if now - member.last_heard <= member.patience:
+                chosen = member
+                break
+        else:
+            chosen = max(self.members, key=lambda member: member.last_heard, default=None)
+        previous = self.current
+        if chosen is not previous:
+            self.current = chosen
+            if previous is not None:
+                previous.superseded()
+
+
+class Allocation:
+    """One allocation: token in force, limits, sides, counters. Made by ``AllocationTable.create`` only."""
+
+    __slots__ = (
+        "_bucket", "_counters", "_events", "_global_bucket", "accepted_until", "bandwidth_limit", "burst_seconds",
+        "bytes_transferred", "created_at", "key", "last_activity", "quota", "quota_warned", "sides", "state", "tier", "token",
+    )
+
+    def __init__(
+        self,
+        token: RelayToken,
+        tier: Tier,
+        *,
+        now: float,
+        burst_seconds: float,
+        global_bucket: TokenBucket | None,
+        counters: Counters,
+        events: Events,
+    ) -> None:
+        self.key: AllocationKey = (token.device_id, token.allocation_id)
+        self.token = token
+        self.tier = tier
+        self.state = State.CREATED
+        self.created_at = now
+        self.last_activity = now
+        self.accepted_until = 0.0
+        self.bytes_transferred = 0
+        self.quota_warned = False
+        self.sides = (Side(Role.DEVICE, now), Side(Role.PEER, now))
+        self.burst_seconds = burst_seconds
+        self._global_bucket = global_bucket
+        self._counters = counters
+        self._events = events
+        self._bucket: TokenBucket | None = None
+        self.bandwidth_limit: int | None = None
+        self.quota: int | None = None
+        self.set_limits(token, tier, now)
+
+    # -- life
+
+    def change(self, change: Change) -> None:
+        """Move along ``TRANSITIONS``; ``IllegalTransition`` (and nothing changed) where the table holds no way."""
+        try:
+            self.state = TRANSITIONS[self.state, change]
+        except KeyError:
+            msg = f"{change.value!r} cannot happen to an allocation that is {self.state.value}"
+            raise IllegalTransition(msg) from None
+
+    @property
+    def expires_at(self) -> float:
+        """When it expires, Unix seconds: min(token in force, last accepted token + allocation_timeout) (R2.5)."""
+        return min(self.token.expires_at, self.accepted_until)
+
+    @property
+    def members(self) -> Iterator[Member]:
+        """Every bound member of both sides."""
+        for side in self.sides:
+            yield from side.members
+
+    def bind(self, member: Member, now: float) -> bool:
+        """Add ``member`` to its side; returns whether the side was absent until now."""
+        side = self.sides[member.role]
+        was_absent = not side.members
+        other = self.sides[member.role.other]
+        if was_absent:
+            self.change(Change.SIDE_JOINED)
+            if other.members:
+                self.change(Change.BOTH_THERE)
+        side.add(member, now)
+        return was_absent
+
+    def unbind(self, member: Member, now: float) -> bool:
+        """Remove ``member`` from its side; returns whether the side is absent now."""
+        side = self.sides[member.role]
+        side.remove(member, now)
+        if side.members or self.state not in (State.WAITING, State.ACTIVE):
+            return False
+        self.change(Change.SIDE_GONE)
+        return True
+
+    def absence_deadline(self, wait_timeout: float, idle_timeout: float) -> float | None:
+        """When the absence of a side ends the allocation (monotonic seconds); None while both are there (R2.6)."""
+        deadlines = [
+            side.absent_since + (idle_timeout if side.ever_present else wait_timeout)
+            for side in self.sides
+            if not side.members
+        ]
+        return min(deadlines, default=None)
+
+    # -- limits
+
+    def set_limits(self, token: RelayToken, tier: Tier, now: float) -> None:
+        """Put ``token`` in force with the limits it gets in ``tier`` (R4.7)."""
+        self.token = token
+        self.tier = tier
+        bandwidth, quota = effective_limits(token.bandwidth_limit, token.quota_bytes, tier)
+        if bandwidth is None:
+            self._bucket = None
+        elif self._bucket is None:
+            self._bucket = bandwidth_bucket(bandwidth, self.burst_seconds, now)
+        else:
+            self._bucket.set_rate(bandwidth, bandwidth_burst(bandwidth, self.burst_seconds), now)
+        self.bandwidth_limit = bandwidth
+        if quota is None or self.quota is None or quota > self.quota:
+            self.quota_warned = False
+        self.quota = quota
+
+    @staticmethod
+    def quota_of(token: RelayToken, tier: Tier) -> int | None:
+        """The quota in bytes that ``token`` gets in ``tier``; None without one."""
+        return effective_limits(token.bandwidth_limit, token.quota_bytes, tier)[1]
+
+    # -- the way of a payload
+
+    def forward(self, sender: Member, payload: bytes, now: float) -> None:
+        """Forward a datagram payload of ``sender`` to the other side, or drop it with its one cause (R3)."""
+        size = len(payload)
+        target = self.sides[1 - sender.role].current
+        if target is None:
+            self.drop(sender, DropCause.NO_COUNTERPART, size, now)
+            return
+        bucket = self._bucket
+        if bucket is not None and bucket.available(now) < size:
+            self.drop(sender, DropCause.BANDWIDTH, size, now)
+            return
+        shared = self._global_bucket
+        if shared is not None:
+            if shared.available(now) < size:
+                self.drop(sender, DropCause.GLOBAL_BANDWIDTH, size, now)
+                return
+            shared.tokens -= size
+        if bucket is not None:
+            bucket.tokens -= size
+        if not self._count(size, now):
+            return
+        self._counters.packets_forwarded += 1
+        target.send_datagram(payload, now)
+
+    def grant_stream_bytes(self, wanted: int, now: float) -> tuple[int, float]:
+        """How many of ``wanted`` stream bytes may be taken now, and, when none may, the seconds to wait.
+
+        They are counted as they are granted. Streams are delayed by the caps, never dropped (R3.5); (0, 0) says that the quota
+        ended the allocation.
+        """
+        allowed: float = wanted
+        delay = 0.0
+        for bucket in (self._bucket, self._global_bucket):
+            if bucket is not None:
+                allowed = min(allowed, bucket.available(now))
+                delay = max(delay, bucket.wait(min(wanted, bucket.burst / 4), now))
+        if self.quota is not None:
+            left = self.quota - self.bytes_transferred
+            if left <= 0:
+                self._events.quota_exceeded(self)
+                return 0, 0.0
+            allowed = min(allowed, left)
+        size = int(allowed)
+        if size <= 0:
+            return 0, max(delay, MIN_STREAM_DELAY)
+        for bucket in (self._bucket, self._global_bucket):
+            if bucket is not None:
+                bucket.tokens -= size
+        self._count(size, now)
+        return size, 0.0
+
+    def _count(self, size: int, now: float) -> bool:
+        total = self.bytes_transferred + size
+        quota = self.quota
+        if quota is not None:
+            if total > quota:
+                self._events.quota_exceeded(self)
+                return False
+            if total >= quota * QUOTA_WARNING_FRACTION and not self.quota_warned:
+                self.quota_warned = True
+                self.bytes_transferred = total
+                self._events.quota_warning(self)
+        self.bytes_transferred = total
+        self._counters.bytes_forwarded += size
+        self.last_activity = now
+        return True
+
+    def drop(self, sender: Member | None, cause: DropCause, size: int, now: float) -> None:
+        """The one place where a datagram of an allocation is dropped; ``sender`` hears of it, if still there (R4.5)."""
+        self._counters.dropped_packets[cause] += 1
+        self._counters.dropped_bytes[cause] += size
+        if sender is not None:
+            sender.note_drop(cause, size, now)
+
+
+def reason_is_final(reason: TerminationReason) -> bool:
+    """Whether an allocation that ended for ``reason`` stays ended until its token's expiry (R2.8)."""
+    return reason in (TerminationReason.QUOTA, TerminationReason.ADMINISTRATOR)

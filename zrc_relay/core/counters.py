@@ -1,0 +1,69 @@
+"""Plain-int counters of everything that happens, is dropped or refused, by cause (R7.3-5).
+
+They are read when somebody asks, so counting costs one addition on the way of a packet. Every key comes from an Enum: nothing a
+client chooses can add one.
+"""
+
+from __future__ import annotations
+
+from enum import Enum, unique
+
+from zrc_relay.core.codes import DropCause, ErrorCode
+
+
+@unique
+class InputDrop(Enum):
+    """Why an incoming UDP datagram was thrown away before it reached a session."""
+
+    FIRST_BYTE = "first_byte"
+    TRUNCATED = "truncated"
+    UNKNOWN_CONNECTION = "unknown_connection"
+    SMALL_INITIAL = "small_initial"
+    HANDSHAKES_FULL = "handshakes_full"
+    CONNECTIONS_FULL = "connections_full"
+    STOPPING = "stopping"
+    CLOSING = "closing"
+
+
+@unique
+class Handshake(Enum):
+    """How handshakes end."""
+
+    STARTED = "started"
+    COMPLETED = "completed"
+    TIMED_OUT = "timed_out"
+    FAILED = "failed"
+
+
+class Counters:
+    """All counters of one relay; attributes are plain ints or dicts with fixed keys."""
+
+    def __init__(self) -> None:
+        self.allocations_created = 0
+        self.allocations_joined = 0
+        self.allocations_ended: dict[str, int] = {}
+        self.tokens_refreshed = 0
+        self.packets_received = 0
+        self.packets_forwarded = 0
+        self.bytes_forwarded = 0
+        self.dropped_packets = dict.fromkeys(DropCause, 0)
+        self.dropped_bytes = dict.fromkeys(DropCause, 0)
+        self.refused = dict.fromkeys(ErrorCode, 0)
+        self.input_dropped = dict.fromkeys(InputDrop, 0)
+        self.handshakes = dict.fromkeys(Handshake, 0)
+        self.version_negotiations = 0
+        self.connections_closed = dict.fromkeys(ErrorCode, 0)
+        self.capsules_received = 0
+        self.capsules_unknown = 0
+        self.token_cache_hits = 0
+        self.token_cache_misses = 0
+        self.sends_blocked = 0
+        self.session_errors = 0
+        self.stateless_resets_sent = 0
+        self.streams_mirrored = 0
+        self.streams_reset = dict.fromkeys(STREAM_RESET_CAUSES, 0)
+        self.path_changes = 0
+        self.key_updates = 0
+
+
+STREAM_RESET_CAUSES = ("unknown_type", "no_counterpart", "counterpart_lost", "pending_limit")

@@ -1,0 +1,329 @@
+"""The relay as such: what all sessions share, and everything that one of them does to others (R1, R2, R4).
+
+``Relay`` owns the table of allocations, the authoriser, the policy and the counters. Sessions call it; it calls the sessions that
+are concerned. It knows no sockets and no clock: the shell passes ``now`` (monotonic seconds) and ``wall`` (Unix seconds), sweeps
+it a few times a second and hears of noteworthy things through an ``Observer``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+from zrc_relay.core.allocation import Allocation, Change
+from zrc_relay.core.authorisation import Authoriser, Challenge, Refused
+from zrc_relay.core.codes import DropCause, ErrorCode, HelloFeature, NoticeCode, Role, TerminationReason
+from zrc_relay.core.counters import Counters
+from zrc_relay.core.keys import Device, DeviceKeys
+from zrc_relay.core.limiter import TokenBucket, bandwidth_bucket
+from zrc_relay.core.session import Session
+from zrc_relay.core.table import AllocationTable
+from zrc_relay.core.tiers import Tier
+from zrc_relay.core.token import RelayToken
+from zrc_relay.core.wire import (
+    NO_ADDRESS,
+    Address,
+    Allocate,
+    Allocated,
+    Hello,
+    Notice,
+    Refreshed,
+    RelayEntry,
+    Relays,
+)
+
+MAX_U16: Final = 0xFFFF
+
+
+class Observer(Protocol):
+    """Who hears of what happens: logs, later events and metrics. Called on control events only, never for each packet."""
+
+    def event(self, name: str, **fields: object) -> None:
+        """``name`` happened; ``fields`` hold ids and numbers, never payload, keys or whole tokens (R6.7)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """The settings that decide about allocations; names as in the configuration. Times are seconds, bandwidths bytes a second."""
+
+    relay_id: bytes
+    instance_id: bytes
+    default_tier: Tier
+    tiers: Mapping[str, Tier] = field(default_factory=dict)
+    proving_roles: frozenset[Role] = frozenset(Role)
+    relay_addr: Address = NO_ADDRESS
+    """What is announced; family 0 means the address that the client reached, with ``port`` when that is not 0."""
+    max_allocations: int = 1000
+    max_connections_per_side: int = 4
+    max_token_lifetime: float = 86400.0
+    allocation_timeout: float = 8 * 3600.0
+    wait_timeout: float = 60.0
+    idle_timeout: float = 30.0
+    keepalive_interval: float = 15.0
+    global_bandwidth_limit: int | None = None
+    bandwidth_burst: float = 0.1
+    revoke_ends_sessions: bool = True
+
+
+class Relay:
+    """Shared state of all sessions; see the module's docstring."""
+
+    def __init__(self, policy: Policy, keys: DeviceKeys, observer: Observer, *, now: float) -> None:
+        self.policy = policy
+        self.counters = Counters()
+        self.draining = False
+        self.reporting: set[Session] = set()
+        """Sessions with drops that are still to be told; at most one entry a session."""
+        self.overrun: list[Session] = []
+        """Sessions whose client does not read control output; closed at the end of the batch."""
+        self._observer = observer
+        self._authoriser = Authoriser(
+            relay_id=policy.relay_id, keys=keys, max_token_lifetime=policy.max_token_lifetime,
+            proving_roles=policy.proving_roles, counters=self.counters,
+        )
+        self._global_bucket: TokenBucket | None = None
+        if policy.global_bandwidth_limit is not None:
+            self._global_bucket = bandwidth_bucket(policy.global_bandwidth_limit, policy.bandwidth_burst, now)
+        self.table = AllocationTable(
+            max_allocations=policy.max_allocations, allocation_timeout=policy.allocation_timeout,
+            wait_timeout=policy.wait_timeout, idle_timeout=policy.idle_timeout, bandwidth_burst=policy.bandwidth_burst,
+            global_bucket=self._global_bucket, counters=self.counters, events=self,
+        )
+        self._exceeded: list[Allocation] = []
+
+    # -- what sessions ask
+
+    def hello(self, nonce: bytes) -> Hello:
+        """The HELLO of a connection with that challenge."""
+        features = HelloFeature(0)
+        if self._authoriser.must_prove(Role.DEVICE):
+            features |= HelloFeature.DEVICES_PROVE
+        if self._authoriser.must_prove(Role.PEER):
+            features |= HelloFeature.PEERS_PROVE
+        return Hello(self.policy.relay_id, nonce, features)
+
+    def allocate(self, session: Session, request: Allocate, challenge: Challenge, now: float, wall: float) -> Allocated:
+        """Bind ``session`` to the allocation it asks for, made if need be; ``Refused`` otherwise, and nothing changed."""
+        if self.draining:
+            raise Refused(ErrorCode.DRAINING, "the relay is about to stop")
+        grant = self._authoriser.allocate(request, challenge, wall)
+        token, tier = grant.token, self._tier_of(grant.device)
+        role = Role(request.role)
+        allocation = self.table.get((token.device_id, token.allocation_id))
+        if allocation is None:
+            allocation = self.table.create(token, tier, now=now, wall=wall)
+            self._event("allocation.created", allocation, tier=tier.name)
+        else:
+            if allocation.token.peer_id != token.peer_id:
+                raise Refused(ErrorCode.TOKEN_WRONG_PEER, "the allocation is for another peer")
+            side = allocation.sides[role]
+            if side.proven and not grant.proven:
+                raise Refused(ErrorCode.PROOF_REQUIRED, "this side was bound with a proof before")
+            if len(side.members) >= self.policy.max_connections_per_side:
+                reason = f"this side has {len(side.members)} connections"
+                raise Refused(ErrorCode.TOO_MANY_CONNECTIONS, reason, retry_after=1)
+            if token.expires_at > allocation.token.expires_at:
+                self.table.check_refresh(allocation, token, tier)
+                self._put_in_force(allocation, grant.token, tier, now, wall, unless=session)
+            else:
+                self.table.accept_token(allocation, wall)
+        if grant.proven:
+            allocation.sides[role].proven = True
+        session.role = role
+        session.allocation = allocation
+        allocation.bind(session, now)
+        self.table.absence_changed(allocation)
+        self.counters.allocations_joined += 1
+        self._event(
+            "session.bound", allocation,
+            role=role.name.lower(), connection=session.link.name,
+            remote=str(session.link.remote), claimed=str(request.client_addr),
+        )
+        counterpart = allocation.sides[role.other].current
+        return Allocated(
+            allocation_id=token.allocation_id,
+            relay_addr=self._announced(session.link.local),
+            expires_at=int(allocation.expires_at),
+            bandwidth_limit=allocation.bandwidth_limit or 0,
+            quota_bytes=allocation.quota or 0,
+            bytes_transferred=allocation.bytes_transferred,
+            observed_addr=session.link.remote,
+            keepalive_interval=_whole_seconds(self.policy.keepalive_interval),
+            idle_timeout=_whole_seconds(self.policy.idle_timeout),
+            peer_present=counterpart is not None,
+            peer_max_payload=min(counterpart.max_payload, MAX_U16) if counterpart is not None else 0,
+        )
+
+    def announce(self, session: Session) -> None:
+        """After ``session`` was answered: tell the other side that this one is there, if it was absent until now."""
+        allocation = session.allocation
+        if allocation is not None and len(allocation.sides[session.role].members) == 1:
+            self._tell(allocation, session.role.other, Notice(NoticeCode.PEER_JOINED, min(session.link.max_payload, MAX_U16)))
+
+    def refresh(self, session: Session, data: bytes, now: float, wall: float) -> None:
+        """REFRESH with the token ``data`` (PROTOCOL §5); ``Refused`` when it changes nothing."""
+        allocation = session.allocation
+        if allocation is None:
+            raise Refused(ErrorCode.PROTOCOL_ERROR, "nothing to refresh")
+        token, device = self._authoriser.token(data, wall)
+        if (token.device_id, token.allocation_id) != allocation.key:
+            raise Refused(ErrorCode.TOKEN_WRONG_ALLOCATION, "the token is for another allocation")
+        if token.peer_id != allocation.token.peer_id:
+            raise Refused(ErrorCode.TOKEN_WRONG_PEER, "the token is for another peer")
+        if token == allocation.token:
+            session.send(self._refreshed(allocation).encode())
+            return
+        if token.expires_at <= allocation.token.expires_at:
+            raise Refused(ErrorCode.TOKEN_EXPIRED, "the token in force lives at least as long")
+        tier = self._tier_of(device)
+        self.table.check_refresh(allocation, token, tier)
+        self._put_in_force(allocation, token, tier, now, wall)
+        self.counters.tokens_refreshed += 1
+
+    def relays(self, local: Address) -> Relays:
+        """The answer to LIST_RELAYS: this relay, at the address it announces."""
+        return Relays((RelayEntry(self.policy.instance_id, self._announced(local), self.table.load, self.draining),))
+
+    def drop_unbound(self, size: int, cause: DropCause) -> None:
+        """A datagram came from, or was queued for, a connection that is bound to no allocation."""
+        self.counters.dropped_packets[cause] += 1
+        self.counters.dropped_bytes[cause] += size
+
+    def unbind(self, session: Session, now: float, wall: float) -> None:
+        """``session`` is over: take it out of its allocation and tell the other side when nobody is left."""
+        del wall
+        self.reporting.discard(session)
+        allocation, session.allocation = session.allocation, None
+        if allocation is None:
+            return
+        absent = allocation.unbind(session, now)
+        self.table.absence_changed(allocation)
+        self._event("session.lost", allocation, role=session.role.name.lower(), connection=session.link.name)
+        if absent:
+            self._tell(allocation, session.role.other, Notice(NoticeCode.PEER_LEFT))
+
+    def refused(self, session: Session, code: ErrorCode, reason: str) -> None:
+        """Count and report a refusal."""
+        self.counters.refused[code] += 1
+        self._observer.event(
+            "session.refused",
+            code=code.name, reason=reason, connection=session.link.name, remote=str(session.link.remote),
+        )
+
+    def tell_max_payload(self, session: Session) -> None:
+        """What fits towards ``session`` changed: the other end hears it if ``session`` is current."""
+        allocation = session.allocation
+        if allocation is not None and allocation.sides[session.role].current is session:
+            self._tell(allocation, session.role.other, Notice(NoticeCode.MAX_PAYLOAD, min(session.link.max_payload, MAX_U16)))
+
+    # -- what the shell asks
+
+    def sweep(self, now: float, wall: float) -> None:
+        """End what is over, send the notices that were held back; a few times a second."""
+        for allocation, reason in self.table.expired(now, wall):
+            self.end(allocation, reason, now, wall)
+        self.settle(now, wall)
+        self.reporting = {session for session in self.reporting if session.report_drops(now)}
+
+    def settle(self, now: float, wall: float) -> None:
+        """Finish what could not be done in the middle of a packet; at the end of each batch."""
+        while self._exceeded:
+            allocation = self._exceeded.pop()
+            if self.table.get(allocation.key) is allocation:
+                self.end(allocation, TerminationReason.QUOTA, now, wall)
+        while self.overrun:
+            session = self.overrun.pop()
+            self.unbind(session, now, wall)
+            session.shut(ErrorCode.RATE_LIMITED, "control output is not read")
+
+    def end(
+        self, allocation: Allocation, reason: TerminationReason, now: float, wall: float, *, final: bool | None = None
+    ) -> None:
+        """End ``allocation`` for ``reason``: everyone bound hears it and is closed (R2.7, R2.8)."""
+        allocation.change(Change.END)
+        for member in list(allocation.members):
+            member.terminate(reason)
+            allocation.unbind(member, now)
+        allocation.change(Change.CLOSED)
+        self.table.remove(allocation, reason, wall, final=final)
+        name = reason.name.lower()
+        self.counters.allocations_ended[name] = self.counters.allocations_ended.get(name, 0) + 1
+        self._event(
+            "allocation.ended", allocation,
+            reason=name, bytes_transferred=allocation.bytes_transferred, seconds=round(now - allocation.created_at, 3),
+        )
+
+    def replace_keys(self, keys: DeviceKeys, now: float, wall: float) -> int:
+        """Use other pinned keys from the next request on; returns how many allocations ended because their device is gone.
+
+        They may be created again once the device is back: a key that was removed is not an administrator's verdict on one
+        allocation.
+        """
+        gone = set(self._authoriser.replace_keys(keys))
+        if not self.policy.revoke_ends_sessions:
+            return 0
+        revoked = [allocation for allocation in self.table if allocation.key[0] in gone]
+        for allocation in revoked:
+            self.end(allocation, TerminationReason.ADMINISTRATOR, now, wall, final=False)
+        return len(revoked)
+
+    def drain(self, deadline: float) -> None:
+        """Refuse new ALLOCATEs from here on and tell everyone that the relay stops at ``deadline`` (Unix seconds)."""
+        self.draining = True
+        notice = Notice(NoticeCode.DRAINING, int(deadline)).encode()
+        for allocation in self.table:
+            for member in allocation.members:
+                member.send(notice)
+
+    # -- Events of allocations
+
+    def quota_warning(self, allocation: Allocation) -> None:
+        """See ``Events``."""
+        used, quota = allocation.bytes_transferred, allocation.quota or 0
+        for member in allocation.members:
+            member.send(Notice(NoticeCode.QUOTA_WARNING, used, quota).encode())
+
+    def quota_exceeded(self, allocation: Allocation) -> None:
+        """See ``Events``. The end waits for ``settle``: the caller is in the middle of a packet."""
+        self._exceeded.append(allocation)
+
+    # -- helpers
+
+    def _put_in_force(
+        self, allocation: Allocation, token: RelayToken, tier: Tier, now: float, wall: float, *, unless: Session | None = None
+    ) -> None:
+        allocation.set_limits(token, tier, now)
+        self.table.accept_token(allocation, wall)
+        refreshed = self._refreshed(allocation).encode()
+        for member in allocation.members:
+            if member is not unless:
+                member.send(refreshed)
+        self._event("allocation.refreshed", allocation, expires_at=token.expires_at)
+
+    @staticmethod
+    def _refreshed(allocation: Allocation) -> Refreshed:
+        return Refreshed(
+            int(allocation.expires_at), allocation.bandwidth_limit or 0, allocation.quota or 0, allocation.bytes_transferred
+        )
+
+    def _announced(self, local: Address) -> Address:
+        announced = self.policy.relay_addr
+        return Address(announced.host or local.host, announced.port or local.port)
+
+    def _tier_of(self, device: Device) -> Tier:
+        return self.policy.tiers.get(device.tier, self.policy.default_tier)
+
+    @staticmethod
+    def _tell(allocation: Allocation, role: Role, notice: Notice) -> None:
+        data = notice.encode()
+        for member in allocation.sides[role].members:
+            member.send(data)
+
+    def _event(self, name: str, allocation: Allocation, **fields: object) -> None:
+        self._observer.event(name, device=allocation.key[0].hex(), allocation=allocation.key[1].hex(), **fields)
+
+
+def _whole_seconds(seconds: float) -> int:
+    return min(MAX_U16, round(seconds))

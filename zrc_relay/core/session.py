@@ -1,0 +1,377 @@
+"""One connection's control protocol (PROTOCOL §2, §4, §5).
+
+Theory of operation
+-------------------
+A ``Session`` lives as long as one QUIC connection. The shell around it reports what happens (``handshake_completed``,
+``control_received``, ``datagram_received``, ``lost`` ...) and gives it a ``Link`` to act through; the ``Relay`` knows everything
+that is shared. A session never touches another one directly: it asks the relay, which asks the others' sessions.
+
+Its states::
+
+    greeting --handshake--> choosing --ALLOCATE granted--> bound --> closed
+        (any of them) --protocol error, refusal, loss--> closed
+
+Rules: a fatal error is a close code, sent once (``_fail``); what is refused while the session lives is an ERROR capsule. Control
+input is not decoded while more than ``MAX_CONTROL_OUTPUT`` bytes of control output wait: what was not decoded is not credited,
+so the client's flow control stops it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum, unique
+from typing import TYPE_CHECKING, Final, Protocol
+
+from zrc_relay.core.authorisation import Challenge, Refused
+from zrc_relay.core.codes import DropCause, ErrorCode, NoticeCode, Role, TerminationReason
+from zrc_relay.core.limiter import TokenBucket
+from zrc_relay.core.wire import (
+    CLIENT_CAPSULES,
+    Address,
+    Allocate,
+    Capsule,
+    CapsuleDecoder,
+    CloseChannel,
+    Error,
+    ListRelays,
+    Notice,
+    OpenChannel,
+    Refresh,
+    Release,
+    Released,
+    Unknown,
+    WireError,
+)
+
+if TYPE_CHECKING:
+    from zrc_relay.core.allocation import Allocation
+    from zrc_relay.core.relay import Relay
+
+ALLOCATE_TIMEOUT: Final = 10.0
+"""Seconds from the handshake within which ALLOCATE must come (PROTOCOL §4)."""
+MAX_CONTROL_OUTPUT: Final = 16 * 1024
+"""Unsent control bytes above which no further control input is read (PROTOCOL §2)."""
+CAPSULES_PER_SECOND: Final = 50
+"""Capsules a client may send each second (PROTOCOL §2)."""
+NOTICE_INTERVAL: Final = 1.0
+"""Shortest time in seconds between two RATE_LIMITED, or two DROPPED of one cause (PROTOCOL §5)."""
+
+
+@unique
+class SessionState(Enum):
+    """Where a session is."""
+
+    GREETING = "greeting"
+    CHOOSING = "choosing"
+    BOUND = "bound"
+    CLOSED = "closed"
+
+
+@unique
+class SessionChange(Enum):
+    """What moves a session on."""
+
+    HANDSHAKE = "handshake"
+    GRANTED = "granted"
+    CLOSE = "close"
+
+
+SESSION_TRANSITIONS: Final[Mapping[tuple[SessionState, SessionChange], SessionState]] = {
+    (SessionState.GREETING, SessionChange.HANDSHAKE): SessionState.CHOOSING,
+    (SessionState.CHOOSING, SessionChange.GRANTED): SessionState.BOUND,
+    (SessionState.GREETING, SessionChange.CLOSE): SessionState.CLOSED,
+    (SessionState.CHOOSING, SessionChange.CLOSE): SessionState.CLOSED,
+    (SessionState.BOUND, SessionChange.CLOSE): SessionState.CLOSED,
+}
+
+
+class Link(Protocol):
+    """The connection under a session, as far as the session needs it."""
+
+    @property
+    def name(self) -> str:
+        """What logs call the connection."""
+        ...
+
+    @property
+    def remote(self) -> Address:
+        """The client's validated address."""
+        ...
+
+    @property
+    def local(self) -> Address:
+        """The address of the relay that the client reached."""
+        ...
+
+    @property
+    def max_payload(self) -> int:
+        """The longest payload in bytes that fits a DATAGRAM towards the client."""
+        ...
+
+    @property
+    def patience(self) -> float:
+        """max(3 PTO, 1 s), in seconds."""
+        ...
+
+    @property
+    def certificate_sha256(self) -> bytes:
+        """SHA-256 of the DER certificate that the connection showed."""
+        ...
+
+    @property
+    def control_backlog(self) -> int:
+        """Control bytes that wait to be sent."""
+        ...
+
+    def send_hello(self, data: bytes) -> None:
+        """Send ``data`` and FIN on stream 3."""
+        ...
+
+    def send_control(self, data: bytes) -> None:
+        """Send ``data`` on stream 0."""
+        ...
+
+    def send_datagram(self, payload: bytes, now: float) -> None:
+        """Queue ``payload`` for the client."""
+        ...
+
+    def close(self, code: ErrorCode, reason: str) -> None:
+        """Send what is queued on the control stream, then close; nothing is reported afterwards but ``lost``."""
+        ...
+
+
+class Session:
+    """The relay's side of one connection."""
+
+    def __init__(self, relay: Relay, link: Link, nonce: bytes, now: float) -> None:
+        self._relay = relay
+        self.link = link
+        self._nonce = nonce
+        self.state = SessionState.GREETING
+        self.role = Role.DEVICE
+        self.allocation: Allocation | None = None
+        self.last_heard = now
+        self.deadline: float | None = None
+        """When ``timed_out`` wants to be called, monotonic seconds."""
+        self._decoder = CapsuleDecoder(CLIENT_CAPSULES)
+        self._capsules = TokenBucket(CAPSULES_PER_SECOND, CAPSULES_PER_SECOND, now)
+        self._drops: dict[DropCause, int] = {}
+        self._drop_noticed: dict[DropCause, float] = {}
+        self.send_datagram = link.send_datagram
+
+    # -- what the shell reports
+
+    def greet(self) -> None:
+        """1-RTT keys are there: send HELLO."""
+        self.link.send_hello(self._relay.hello(self._nonce).encode())
+
+    def handshake_completed(self, now: float) -> None:
+        """The handshake is complete: ALLOCATE is expected from here."""
+        self._change(SessionChange.HANDSHAKE)
+        self.deadline = now + ALLOCATE_TIMEOUT
+
+    def control_received(self, data: bytes, now: float, wall: float) -> None:
+        """Bytes of stream 0 in order. What is not decoded yet counts as ``control_pending``."""
+        if self.state is SessionState.CLOSED:
+            return
+        self._decoder.feed(data)
+        self.resume_control(now, wall)
+
+    def resume_control(self, now: float, wall: float) -> None:
+        """Decode what waits, as far as control output allows."""
+        while self.state is not SessionState.CLOSED and self.link.control_backlog <= MAX_CONTROL_OUTPUT:
+            try:
+                capsule = self._decoder.next()
+                if capsule is None:
+                    return
+                self._relay.counters.capsules_received += 1
+                if not self._capsules.take(1, now):
+                    raise Refused(ErrorCode.RATE_LIMITED, "too many capsules", retry_after=1)
+                self._handle(capsule, now, wall)
+            except WireError as error:
+                self._fail(error.code, str(error), now, wall)
+            except Refused as refusal:
+                self._fail(refusal.code, refusal.reason, now, wall)
+
+    @property
+    def control_pending(self) -> int:
+        """Bytes of control input that were received and not decoded."""
+        return self._decoder.pending
+
+    def control_ended(self, now: float, wall: float) -> None:
+        """The client closed or reset stream 0 (PROTOCOL §2: an error before RELEASED)."""
+        if self.state is not SessionState.CLOSED:
+            self._fail(ErrorCode.PROTOCOL_ERROR, "the control stream was closed", now, wall)
+
+    def datagram_received(self, payload: bytes, now: float) -> None:
+        """A DATAGRAM payload of the client."""
+        allocation = self.allocation
+        if allocation is None:
+            self._relay.drop_unbound(len(payload), DropCause.NO_COUNTERPART)
+        else:
+            allocation.forward(self, payload, now)
+
+    def heard(self, now: float) -> None:
+        """The client was heard, at most once a batch."""
+        self.last_heard = now
+        allocation = self.allocation
+        if allocation is not None:
+            side = allocation.sides[self.role]
+            if len(side.members) > 1:
+                side.select(now)
+
+    def timed_out(self, now: float, wall: float) -> None:
+        """``deadline`` has come."""
+        if self.deadline is not None and now >= self.deadline:
+            self.deadline = None
+            if self.state is SessionState.CHOOSING:
+                self._fail(ErrorCode.ALLOCATE_TIMEOUT, "no ALLOCATE within 10 s of the handshake", now, wall)
+
+    def lost(self, now: float, wall: float) -> None:
+        """The connection is gone, for whatever reason. Safe to call more than once."""
+        if self.state is not SessionState.CLOSED:
+            self._change(SessionChange.CLOSE)
+            self._relay.unbind(self, now, wall)
+
+    def max_payload_changed(self) -> None:
+        """``link.max_payload`` has another value: the other end should know."""
+        if self.allocation is not None:
+            self._relay.tell_max_payload(self)
+
+    # -- what the relay (and the allocation) asks
+
+    @property
+    def patience(self) -> float:
+        """See ``Member``."""
+        return self.link.patience
+
+    @property
+    def max_payload(self) -> int:
+        """See ``Member``."""
+        return self.link.max_payload
+
+    def notice(self, notice: Notice) -> None:
+        """Send a NOTICE."""
+        self.send(notice.encode())
+
+    def send(self, data: bytes) -> None:
+        """Send an encoded capsule, unless the client has let too much pile up."""
+        if self.state is SessionState.CLOSED:
+            return
+        if self.link.control_backlog > 2 * MAX_CONTROL_OUTPUT:
+            # Answers stop at MAX_CONTROL_OUTPUT because requests are no longer read; only notices get here.
+            self._relay.overrun.append(self)
+            return
+        self.link.send_control(data)
+
+    def superseded(self) -> None:
+        """See ``Member``."""
+        self.notice(Notice(NoticeCode.SUPERSEDED))
+
+    def note_drop(self, cause: DropCause, size: int, now: float) -> None:
+        """Tell the client that its datagrams are dropped, at most once a second for each cause (PROTOCOL §5)."""
+        del size
+        self._drops[cause] = self._drops.get(cause, 0) + 1
+        if now - self._drop_noticed.get(cause, float("-inf")) >= NOTICE_INTERVAL:
+            self._report_drop(cause, now)
+        else:
+            self._relay.reporting.add(self)
+
+    def drop_egress(self, cause: DropCause, size: int, now: float) -> None:
+        """A payload on its way to this client was dropped: who sent it hears of it."""
+        allocation = self.allocation
+        if allocation is None:
+            self._relay.drop_unbound(size, cause)
+        else:
+            allocation.drop(allocation.sides[1 - self.role].current, cause, size, now)
+
+    def report_drops(self, now: float) -> bool:
+        """Send the notices that are due; returns whether some are still to come."""
+        for cause in list(self._drops):
+            if now - self._drop_noticed[cause] >= NOTICE_INTERVAL:
+                self._report_drop(cause, now)
+        return bool(self._drops)
+
+    def _report_drop(self, cause: DropCause, now: float) -> None:
+        packets = self._drops.pop(cause)
+        self._drop_noticed[cause] = now
+        if cause is DropCause.BANDWIDTH and self.allocation is not None:
+            limit = self.allocation.bandwidth_limit or 0
+            self.notice(Notice(NoticeCode.RATE_LIMITED, limit, packets))
+        self.notice(Notice(NoticeCode.DROPPED, cause, packets))
+
+    def terminate(self, reason: TerminationReason) -> None:
+        """The allocation ended: say so and close."""
+        if self.state is SessionState.CLOSED:
+            return
+        self.notice(Notice(NoticeCode.TERMINATED, reason))
+        self.shut(reason.close_code, f"the allocation ended: {reason.name.lower()}")
+
+    def shut(self, code: ErrorCode, reason: str) -> None:
+        """Close the connection; the session is over, and no longer bound as far as it is concerned."""
+        if self.state is SessionState.CLOSED:
+            return
+        self._change(SessionChange.CLOSE)
+        self.allocation = None
+        self._relay.counters.connections_closed[code] += 1
+        self.link.close(code, reason)
+
+    # -- capsules
+
+    def _handle(self, capsule: Capsule | Unknown, now: float, wall: float) -> None:
+        match capsule:
+            case Allocate():
+                if self.state is SessionState.BOUND:
+                    raise WireError(ErrorCode.PROTOCOL_ERROR, "ALLOCATE came twice")
+                self._allocate(capsule, now, wall)
+            case ListRelays():
+                self.send(self._relay.relays(self.link.local).encode())
+            case Refresh():
+                self._refresh(capsule, now, wall)
+            case Release():
+                self._release(now, wall)
+            case OpenChannel() | CloseChannel():
+                self._bound(type(capsule).__name__)
+                self._refuse(Refused(ErrorCode.PROTOCOL_ERROR, "this relay offers no channels"))
+            case _:
+                self._relay.counters.capsules_unknown += 1
+
+    def _allocate(self, request: Allocate, now: float, wall: float) -> None:
+        challenge = Challenge(self._relay.policy.relay_id, self.link.certificate_sha256, self._nonce)
+        answer = self._relay.allocate(self, request, challenge, now, wall)
+        self.deadline = None
+        self._change(SessionChange.GRANTED)
+        self.send(answer.encode())
+        self._relay.announce(self)
+
+    def _refresh(self, request: Refresh, now: float, wall: float) -> None:
+        self._bound("REFRESH")
+        try:
+            self._relay.refresh(self, request.token, now, wall)
+        except Refused as refusal:
+            self._refuse(refusal)
+
+    def _release(self, now: float, wall: float) -> None:
+        allocation = self._bound("RELEASE")
+        self.send(Released().encode())
+        self.shut(ErrorCode.NO_ERROR, "released")
+        self._relay.end(allocation, TerminationReason.RELEASED, now, wall)
+
+    def _bound(self, what: str) -> Allocation:
+        if self.allocation is None:
+            raise WireError(ErrorCode.PROTOCOL_ERROR, f"{what} came before ALLOCATE")
+        return self.allocation
+
+    def _refuse(self, refusal: Refused) -> None:
+        self._relay.refused(self, refusal.code, refusal.reason)
+        self.send(Error(refusal.code, refusal.reason).encode())
+
+    def _fail(self, code: ErrorCode, reason: str, now: float, wall: float) -> None:
+        if self.state is SessionState.CLOSED:
+            return
+        self._relay.refused(self, code, reason)
+        self._relay.unbind(self, now, wall)
+        self.shut(code, reason)
+
+    def _change(self, change: SessionChange) -> None:
+        self.state = SESSION_TRANSITIONS[self.state, change]

@@ -1,0 +1,194 @@
+"""The table of allocations: who is there, who may still come, what is remembered of what ended (R2, R4.4).
+
+Theory of operation
+-------------------
+Live allocations are in one dict by ``(device_id, allocation_id)``. What ended leaves a ``Tombstone`` until its token's expiry:
+its byte count goes on if it comes back, and if it ended for good (quota, administrator) it keeps the code (PROTOCOL §5, "after
+the end"). Tombstones are bounded per device, the oldest first out: a device that floods its own memory only forgets its own
+allocations.
+
+Expiry and absence are two ``Deadlines`` (wall and monotonic clock) looked at by one sweep, so ten thousand allocations need no
+timer each.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from zrc_relay.core.allocation import Allocation, AllocationKey, Events, reason_is_final
+from zrc_relay.core.authorisation import Refused
+from zrc_relay.core.codes import ErrorCode, TerminationReason
+from zrc_relay.core.counters import Counters
+from zrc_relay.core.deadlines import Deadlines
+from zrc_relay.core.limiter import TokenBucket
+from zrc_relay.core.tiers import Tier
+from zrc_relay.core.token import RelayToken
+
+TOMBSTONES_PER_DEVICE: Final = 256
+"""Ended allocations remembered per device: some 40 kB, and more than twice the built-in ``paid`` tier holds at once (R2.8)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tombstone:
+    """What is remembered of an ended allocation until ``until`` (Unix seconds).
+
+    ``code`` is the close code for whoever tries it again, or None when it may be created again and goes on counting.
+    """
+
+    bytes_transferred: int
+    until: int
+    code: ErrorCode | None
+
+
+class AllocationTable:
+    """All allocations of a relay, live and remembered."""
+
+    def __init__(
+        self,
+        *,
+        max_allocations: int,
+        allocation_timeout: float,
+        wait_timeout: float,
+        idle_timeout: float,
+        bandwidth_burst: float,
+        global_bucket: TokenBucket | None,
+        counters: Counters,
+        events: Events,
+    ) -> None:
+        self._max_allocations = max_allocations
+        self._allocation_timeout = allocation_timeout
+        self._wait_timeout = wait_timeout
+        self._idle_timeout = idle_timeout
+        self._bandwidth_burst = bandwidth_burst
+        self._global_bucket = global_bucket
+        self._counters = counters
+        self._events = events
+        self._live: dict[AllocationKey, Allocation] = {}
+        self._per_device: dict[bytes, int] = {}
+        self._tombstones: dict[bytes, OrderedDict[bytes, Tombstone]] = {}
+        self._expiry: Deadlines[Allocation] = Deadlines()
+        self._absence: Deadlines[Allocation] = Deadlines()
+        self._burial: Deadlines[AllocationKey] = Deadlines()
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+    def __iter__(self) -> Iterator[Allocation]:
+        return iter(self._live.values())
+
+    def get(self, key: AllocationKey) -> Allocation | None:
+        """The live allocation with that key."""
+        return self._live.get(key)
+
+    @property
+    def load(self) -> int:
+        """How full the relay is, 0 to 100."""
+        return min(100, 100 * len(self._live) // self._max_allocations)
+
+    def create(self, token: RelayToken, tier: Tier, *, now: float, wall: float) -> Allocation:
+        """Make the allocation of ``token``.
+
+        ``Refused``: TERMINATED or QUOTA_EXCEEDED when it ended for good before, CAPACITY when relay or device hold too many.
+        """
+        key = (token.device_id, token.allocation_id)
+        tombstone = self.tombstone(key, wall)
+        if tombstone is not None and tombstone.code is not None:
+            raise Refused(tombstone.code, "this allocation has ended and stays ended until its token expires")
+        if len(self._live) >= self._max_allocations:
+            raise Refused(ErrorCode.CAPACITY, "the relay is full", retry_after=5)
+        held = self._per_device.get(token.device_id, 0)
+        if tier.max_allocations is not None and held >= tier.max_allocations:
+            raise Refused(ErrorCode.CAPACITY, f"the device holds {held} allocations already", retry_after=5)
+        allocation = Allocation(
+            token, tier,
+            now=now, burst_seconds=self._bandwidth_burst, global_bucket=self._global_bucket,
+            counters=self._counters, events=self._events,
+        )
+        if tombstone is not None:
+            allocation.bytes_transferred = tombstone.bytes_transferred
+            self._check_quota(allocation, token, tier)
+            self._forget(key)
+        self._live[key] = allocation
+        self._per_device[token.device_id] = held + 1
+        self._counters.allocations_created += 1
+        self.accept_token(allocation, wall)
+        self.absence_changed(allocation)
+        return allocation
+
+    def check_refresh(self, allocation: Allocation, token: RelayToken, tier: Tier) -> None:
+        """``Refused`` (QUOTA_EXCEEDED) when ``token`` allows less than was used already (PROTOCOL §5)."""
+        self._check_quota(allocation, token, tier)
+
+    @staticmethod
+    def _check_quota(allocation: Allocation, token: RelayToken, tier: Tier) -> None:
+        quota = allocation.quota_of(token, tier)
+        if quota is not None and quota < allocation.bytes_transferred:
+            raise Refused(ErrorCode.QUOTA_EXCEEDED, f"{allocation.bytes_transferred} of {quota} bytes are used already")
+
+    def accept_token(self, allocation: Allocation, wall: float) -> None:
+        """A token was accepted for ``allocation``: it may live ``allocation_timeout`` from here (R2.5)."""
+        allocation.accepted_until = wall + self._allocation_timeout
+        self._expiry.set(allocation, allocation.expires_at)
+
+    def absence_changed(self, allocation: Allocation) -> None:
+        """A side came or went: wait for the absent one, or stop waiting (R2.6)."""
+        self._absence.set(allocation, allocation.absence_deadline(self._wait_timeout, self._idle_timeout))
+
+    def remove(self, allocation: Allocation, reason: TerminationReason, wall: float, *, final: bool | None = None) -> None:
+        """Take an ended allocation out and remember it until its token's expiry.
+
+        ``final`` overrides whether ``reason`` keeps it ended (R2.8).
+        """
+        key = allocation.key
+        del self._live[key]
+        self._expiry.set(allocation, None)
+        self._absence.set(allocation, None)
+        device_id, allocation_id = key
+        held = self._per_device[device_id] - 1
+        if held:
+            self._per_device[device_id] = held
+        else:
+            del self._per_device[device_id]
+        until = allocation.token.expires_at
+        if until <= wall:
+            return
+        stays_ended = reason_is_final(reason) if final is None else final
+        graves = self._tombstones.setdefault(device_id, OrderedDict())
+        graves[allocation_id] = Tombstone(
+            allocation.bytes_transferred, until, reason.close_code if stays_ended else None
+        )
+        self._burial.set(key, until)
+        if len(graves) > TOMBSTONES_PER_DEVICE:
+            oldest, _ = graves.popitem(last=False)
+            self._burial.set((device_id, oldest), None)
+
+    def tombstone(self, key: AllocationKey, wall: float) -> Tombstone | None:
+        """What is remembered of an ended allocation, unless its time is over."""
+        graves = self._tombstones.get(key[0])
+        found = graves.get(key[1]) if graves is not None else None
+        return found if found is not None and found.until > wall else None
+
+    def expired(self, now: float, wall: float) -> list[tuple[Allocation, TerminationReason]]:
+        """The allocations that must end now, with the reason; forgets tombstones whose time is over."""
+        for key in self._burial.due(wall):
+            self._forget(key)
+        ended = [(allocation, TerminationReason.EXPIRED) for allocation in self._expiry.due(wall)]
+        gone = {allocation for allocation, _ in ended}
+        ended += [(allocation, TerminationReason.IDLE) for allocation in self._absence.due(now) if allocation not in gone]
+        return ended
+
+    @property
+    def tombstones(self) -> int:
+        """How many ended allocations are remembered."""
+        return sum(len(graves) for graves in self._tombstones.values())
+
+    def _forget(self, key: AllocationKey) -> None:
+        self._burial.set(key, None)
+        graves = self._tombstones.get(key[0])
+        if graves is not None:
+            graves.pop(key[1], None)
+            if not graves:
+                del self._tombstones[key[0]]

@@ -1,0 +1,63 @@
+"""The queue of payloads that wait to leave in DATAGRAM frames (R3.9).
+
+Congestion control and pacing hold datagrams back, so a queue forms. It is bounded in bytes and in age, and the oldest go first:
+what is late is worth less than what is new. It has the few methods of a deque that aioquic uses on its own (unbounded) queue of
+datagrams, so that it can stand in its place.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+
+class EgressQueue:
+    """Payloads with the time each was queued.
+
+    ``max_bytes`` bounds the sum of payload sizes (a payload counts at least ``MIN_COST``, so that empty ones are bounded too),
+    ``max_age`` the seconds that one may wait. ``on_drop`` hears the size of each payload that is dropped.
+    """
+
+    MIN_COST = 64
+
+    def __init__(self, max_bytes: int, max_age: float, on_drop: Callable[[int], None]) -> None:
+        self._max_bytes = max_bytes
+        self._max_age = max_age
+        self._on_drop = on_drop
+        self._payloads: deque[bytes] = deque()
+        self._times: deque[float] = deque()
+        self.size = 0
+
+    def push(self, payload: bytes, now: float) -> None:
+        """Queue ``payload``; older ones are dropped if that is what it takes."""
+        self._payloads.append(payload)
+        self._times.append(now)
+        self.size += max(len(payload), self.MIN_COST)
+        while self.size > self._max_bytes and len(self._payloads) > 1:
+            self._drop()
+
+    def expire(self, now: float) -> None:
+        """Drop what has waited longer than ``max_age``."""
+        times = self._times
+        limit = now - self._max_age
+        while times and times[0] < limit:
+            self._drop()
+
+    def _drop(self) -> None:
+        self._on_drop(len(self.popleft()))
+
+    def popleft(self) -> bytes:
+        """Take the oldest payload."""
+        payload = self._payloads.popleft()
+        self._times.popleft()
+        self.size -= max(len(payload), self.MIN_COST)
+        return payload
+
+    def __getitem__(self, index: int) -> bytes:
+        return self._payloads[index]
+
+    def __len__(self) -> int:
+        return len(self._payloads)
+
+    def __bool__(self) -> bool:
+        return bool(self._payloads)

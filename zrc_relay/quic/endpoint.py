@@ -1,0 +1,360 @@
+"""The endpoint: every packet of every listening socket comes in here (PROTOCOL §1, ARCHITECTURE "the way of a packet").
+
+Theory of operation
+-------------------
+``datagram_received`` looks at the first byte (RFC 9443) and at the Destination Connection ID and hands the packet to its
+connection, or makes one for an Initial, or drops it with a cause. Nothing is parsed that is not needed for that. ``batch_done``
+then flushes each connection that was touched, once, however many packets the batch had for it.
+
+* ``routes`` maps our connection ids to connections: those issued, those retired lately (so that late packets do not look like a
+  stranger's), and during the handshake the id the client chose.
+* Deadlines of all connections share one ``Deadlines`` heap and one reactor timer, which is re-armed only when the earliest
+  deadline moves earlier.
+* An exception in the processing of one connection ends that connection (R5.6); it is logged with its name and counted.
+
+Bounds: ``MAX_HANDSHAKES`` half-open connections and ``max_connections`` in all; past them Initials are dropped.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from aioquic.quic.configuration import QuicConfiguration
+from aioquic.quic.packet import QuicProtocolVersion, encode_quic_version_negotiation
+from twisted.internet.protocol import DatagramProtocol
+from twisted.logger import Logger
+
+from zrc_relay.core.codes import ErrorCode
+from zrc_relay.core.counters import Handshake, InputDrop
+from zrc_relay.core.deadlines import Deadlines
+from zrc_relay.core.relay import Relay
+from zrc_relay.quic.clock import Clock, DelayedCall
+from zrc_relay.quic.ids import CONNECTION_ID_SIZE, ConnectionIds
+from zrc_relay.quic.link import RelayConnection
+from zrc_relay.quic.udp import Path
+
+MAX_HANDSHAKES: Final = 1024
+"""Half-open connections at a time: some 75 MB, and three times what a core can complete within ``handshake_timeout``."""
+RETIRED_ID_LIFETIME: Final = 3.0
+"""Seconds that a retired connection id still leads to its connection: some PTOs on any usable path."""
+MAX_RETIRED_IDS: Final = 65536
+MIN_INITIAL: Final = 1200
+"""Smallest UDP payload that an Initial may come in (RFC 9000 §14.1)."""
+MIN_CLIENT_ID: Final = 8
+"""Shortest Destination Connection ID that a client may choose (RFC 9000 §7.2)."""
+MAX_FLUSH_ROUNDS: Final = 64
+"""Flushing one connection can touch others (a close tells the other side); more rounds than this would be a loop."""
+
+_V1: Final = int(QuicProtocolVersion.VERSION_1)
+_V2: Final = int(QuicProtocolVersion.VERSION_2)
+SUPPORTED_VERSIONS: Final = (_V1, _V2)
+_INITIAL_TYPE: Final = {_V1: 0, _V2: 1}
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointSettings:
+    """Settings of the QUIC side; names as in the configuration, times in seconds, sizes in bytes."""
+
+    handshake_timeout: float = 5.0
+    egress_queue_bytes: int = 256 * 1024
+    egress_queue_age: float = 0.1
+    max_streams: int = 32
+    max_connections: int = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """The QUIC configuration that holds the certificate, and the SHA-256 of that certificate in DER."""
+
+    configuration: QuicConfiguration
+    certificate_sha256: bytes
+
+
+class Endpoint(DatagramProtocol):
+    """All QUIC connections of one relay process.
+
+    ``clock`` is the reactor (or a ``Clock``) for its one timer; ``now`` gives monotonic and ``wall`` Unix seconds; ``random``
+    gives random bytes.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        relay: Relay,
+        credentials: Credentials,
+        settings: EndpointSettings,
+        ids: ConnectionIds,
+        *,
+        clock: Clock,
+        now: Callable[[], float],
+        wall: Callable[[], float],
+        random: Callable[[int], bytes],
+    ) -> None:
+        self.relay = relay
+        self.credentials = credentials
+        self._settings = settings
+        self._ids = ids
+        self._clock = clock
+        self._now = now
+        self._wall = wall
+        self._random = random
+        self._routes: dict[bytes, RelayConnection] = {}
+        self._retired: deque[tuple[float, bytes]] = deque()
+        self._connections: set[RelayConnection] = set()
+        self._handshaking: set[RelayConnection] = set()
+        self._touched: dict[RelayConnection, None] = {}
+        self._deadlines: Deadlines[RelayConnection] = Deadlines()
+        self._timer: DelayedCall | None = None
+        self._timer_at = 0.0
+        self._batch_now: float | None = None
+        self.accepting = True
+
+    # -- packets in
+
+    def datagram_received(self, data: bytes, path: Path) -> None:
+        """One UDP datagram; see ``Receiver``."""
+        if self._batch_now is None:
+            self._batch_now = self._now()
+        counters = self.relay.counters
+        counters.packets_received += 1
+        size = len(data)
+        if size == 0:
+            counters.input_dropped[InputDrop.TRUNCATED] += 1
+            return
+        first = data[0]
+        if 64 <= first < 128:
+            connection = self._routes.get(data[1 : 1 + CONNECTION_ID_SIZE])
+            if connection is None:
+                counters.input_dropped[InputDrop.UNKNOWN_CONNECTION] += 1
+                return
+        elif first >= 192:
+            found = self._long_header(data, path)
+            if found is None:
+                return
+            connection = found
+        else:
+            counters.input_dropped[InputDrop.FIRST_BYTE] += 1
+            return
+        try:
+            connection.receive(data, path, self._batch_now, self._wall())
+        except Exception:
+            self._fail(connection)
+
+    def batch_done(self) -> None:
+        """Flush what the batch touched; see ``Receiver``."""
+        self._batch_now = None
+        now, wall = self._now(), self._wall()
+        self.relay.settle(now, wall)
+        self._flush(now, wall)
+
+    def send_blocked(self) -> None:
+        """See ``Receiver``."""
+        self.relay.counters.sends_blocked += 1
+
+    def makeConnection(self, transport: object) -> None:
+        """A port listens for this endpoint; there may be several, and each packet's path says by which it came."""
+        del transport
+        self.doStart()
+
+    def _long_header(self, data: bytes, path: Path) -> RelayConnection | None:
+        """The connection a long-header packet belongs to, a new one for an Initial, or None when it was dealt with."""
+        counters = self.relay.counters
+        size = len(data)
+        dcid_end = 6 + data[5] if size > 5 else size
+        scid_end = dcid_end + 1 + data[dcid_end] if size > dcid_end else size
+        if scid_end >= size or data[5] > 20 or data[dcid_end] > 20:
+            counters.input_dropped[InputDrop.TRUNCATED] += 1
+            return None
+        dcid = data[6:dcid_end]
+        connection = self._routes.get(dcid)
+        if connection is not None:
+            return connection
+        version = int.from_bytes(data[1:5], "big")
+        if size < MIN_INITIAL:
+            counters.input_dropped[InputDrop.SMALL_INITIAL] += 1
+            return None
+        if version not in SUPPORTED_VERSIONS:
+            if version != 0:  # never answer a Version Negotiation packet: two relays could be set on each other
+                counters.version_negotiations += 1
+                to, origin = path
+                origin.send(_version_negotiation(dcid, data[dcid_end + 1 : scid_end]), to)
+            return None
+        if (data[0] >> 4) & 3 != _INITIAL_TYPE[version] or len(dcid) < MIN_CLIENT_ID:
+            counters.input_dropped[InputDrop.UNKNOWN_CONNECTION] += 1
+            return None
+        return self._accept(dcid, path)
+
+    def _accept(self, dcid: bytes, path: Path) -> RelayConnection | None:
+        counters = self.relay.counters
+        cause = None
+        if not self.accepting:
+            cause = InputDrop.STOPPING
+        elif len(self._handshaking) >= MAX_HANDSHAKES:
+            cause = InputDrop.HANDSHAKES_FULL
+        elif len(self._connections) >= self._settings.max_connections:
+            cause = InputDrop.CONNECTIONS_FULL
+        if cause is not None:
+            counters.input_dropped[cause] += 1
+            return None
+        settings = self._settings
+        counters.handshakes[Handshake.STARTED] += 1
+        connection = RelayConnection(
+            self,
+            configuration=self.credentials.configuration,
+            certificate_sha256=self.credentials.certificate_sha256,
+            ids=self._ids,
+            nonce=self._random(32),
+            first_destination_id=dcid,
+            path=path,
+            now=self._now(),
+            handshake_timeout=settings.handshake_timeout,
+            egress_bytes=settings.egress_queue_bytes,
+            egress_age=settings.egress_queue_age,
+            max_streams=settings.max_streams,
+        )
+        self._routes[dcid] = connection
+        self._connections.add(connection)
+        self._handshaking.add(connection)
+        return connection
+
+    # -- what connections call (Host)
+
+    def issued(self, connection_id: bytes, connection: RelayConnection) -> None:
+        """See ``Host``."""
+        self._routes[connection_id] = connection
+
+    def retired(self, connection_id: bytes, connection: RelayConnection) -> None:
+        """See ``Host``. Late packets to the id are still known as the connection's for a while, and dropped by it."""
+        del connection
+        if len(self._retired) >= MAX_RETIRED_IDS:
+            self._routes.pop(self._retired.popleft()[1], None)
+        self._retired.append((self._now() + RETIRED_ID_LIFETIME, connection_id))
+
+    def established(self, connection: RelayConnection) -> None:
+        """See ``Host``."""
+        self._handshaking.discard(connection)
+        # The client uses an id of ours now; late Initials to the one it chose are of no use to anyone.
+        self.retired(connection.first_destination_id, connection)
+
+    def touch(self, connection: RelayConnection) -> None:
+        """See ``Host``."""
+        self._touched[connection] = None
+        if self._batch_now is None:
+            self._wake(self._now())
+
+    # -- time
+
+    def sweep(self) -> None:
+        """What is due a few times a second: expiry, held-back notices, retired ids."""
+        now, wall = self._now(), self._wall()
+        retired = self._retired
+        while retired and retired[0][0] <= now:
+            self._routes.pop(retired.popleft()[1], None)
+        self.relay.sweep(now, wall)
+        self._flush(now, wall)
+
+    def close_all(self, code: ErrorCode, reason: str) -> None:
+        """Close every connection with ``code``; those that have no 1-RTT keys yet are dropped."""
+        now, wall = self._now(), self._wall()
+        for connection in list(self._connections):
+            if connection.established:
+                self.relay.unbind(connection.session, now, wall)
+                connection.session.shut(code, reason)
+            else:
+                self._remove(connection)
+        self._flush(now, wall)
+
+    def stop(self) -> None:
+        """Forget everything and let the timer go; nothing is sent."""
+        self.accepting = False
+        for connection in list(self._connections):
+            self._remove(connection)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    @property
+    def connections(self) -> int:
+        """How many connections there are, half-open and closing ones included."""
+        return len(self._connections)
+
+    def _wake(self, deadline: float) -> None:
+        if self._timer is not None:
+            if deadline >= self._timer_at:
+                return
+            self._timer.cancel()
+        self._timer_at = deadline
+        self._timer = self._clock.callLater(max(0.0, deadline - self._now()), self._timed_out)
+
+    def _timed_out(self) -> None:
+        self._timer = None
+        now, wall = self._now(), self._wall()
+        self._batch_now = now
+        for connection in self._deadlines.due(now):
+            try:
+                connection.timed_out(now, wall)
+            except Exception:
+                self._fail(connection)
+        self._batch_now = None
+        self.relay.settle(now, wall)
+        self._flush(now, wall)
+
+    # -- packets out
+
+    def _flush(self, now: float, wall: float) -> None:
+        self._batch_now = now
+        for _ in range(MAX_FLUSH_ROUNDS):
+            if not self._touched:
+                break
+            touched, self._touched = self._touched, {}
+            for connection in touched:
+                try:
+                    deadline = connection.flush(now, wall)
+                except Exception:
+                    self._fail(connection)
+                    continue
+                if connection.finished:
+                    self._remove(connection)
+                else:
+                    self._deadlines.set(connection, deadline)
+            self.relay.settle(now, wall)
+        self._batch_now = None
+        upcoming = self._deadlines.next()
+        if self._touched:
+            self._wake(now)
+        elif upcoming is not None:
+            self._wake(upcoming)
+
+    def _fail(self, connection: RelayConnection) -> None:
+        """One connection's processing raised: end that one (R5.6)."""
+        self._log.failure("connection {connection} is closed: its processing failed", connection=connection.name)
+        self.relay.counters.session_errors += 1
+        try:
+            connection.abort(self._now(), self._wall())
+        except Exception:
+            self._log.failure("connection {connection} could not say goodbye", connection=connection.name)
+        self._remove(connection)
+
+    def _remove(self, connection: RelayConnection) -> None:
+        self._connections.discard(connection)
+        self._handshaking.discard(connection)
+        self._touched.pop(connection, None)
+        self._deadlines.set(connection, None)
+        routes = self._routes
+        for connection_id in (*connection.quic.own_ids, connection.first_destination_id):
+            if routes.get(connection_id) is connection:
+                del routes[connection_id]
+
+
+def _version_negotiation(source: bytes, destination: bytes) -> bytes:
+    packet = bytearray(
+        encode_quic_version_negotiation(
+            source_cid=source, destination_cid=destination, supported_versions=list(SUPPORTED_VERSIONS)
+        )
+    )
+    packet[0] |= 0x40  # the fixed bit, which lets multiplexing by first byte work (RFC 9443 §3, RFC 9000 §17.2.1)
+    return bytes(packet)

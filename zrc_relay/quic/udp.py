@@ -1,0 +1,185 @@
+"""UDP sockets: batches in, packets out from the address that was reached (R5.1).
+
+``UdpPort`` is Twisted's UDP port with its reading and writing replaced: it reads many datagrams per wake-up and then says so once
+(``batch_done``), and it writes without raising when the socket's buffer is full. Twisted's own write raises then, and checks the
+address's syntax on every call.
+
+Where a socket is bound to a wildcard address, the kernel tells for each datagram which address it was sent to (IP_PKTINFO), and
+the answer leaves from there; otherwise it might leave from another one and be dropped as a stranger's.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from ipaddress import ip_address
+from typing import Any, Final, Protocol
+
+from twisted.internet import udp
+from twisted.internet.interfaces import IReactorFDSet
+from twisted.logger import Logger
+
+from zrc_relay.core.wire import Address
+
+MAX_BATCH: Final = 64
+"""Datagrams read per wake-up, so that other sockets and timers get their turn."""
+MAX_DATAGRAM: Final = 65535
+MAX_ORIGINS: Final = 1024
+"""Local addresses remembered per socket: far more than a host has; all are forgotten when there are more."""
+SOCKET_BUFFER: Final = 4 * 1024 * 1024
+"""Receive and send buffer asked of the kernel, in bytes; it may give less (net.core.rmem_max)."""
+_IPV6_RECVPKTINFO: Final = 49  # linux/in6.h; the socket module has it only on some builds
+_IP_PKTINFO: Final = 8  # linux/in.h, likewise
+_PKTINFO4: Final = struct.Struct("=i4s4s")
+_PKTINFO6: Final = struct.Struct("=16si")
+
+SocketAddress = tuple[Any, ...]
+"""What the socket module calls an address: ``(host, port)`` or ``(host, port, flow, scope)``."""
+
+
+class Sender(Protocol):
+    """Where a datagram came from, seen from our side: the way back."""
+
+    @property
+    def address(self) -> Address:
+        """Our own address on that way."""
+        ...
+
+    def send(self, data: bytes, to: SocketAddress) -> None:
+        """Send one datagram to ``to``; it may be lost, it never raises for that."""
+        ...
+
+
+Path = tuple[SocketAddress, Sender]
+"""A network path as aioquic's connections see it: opaque, compared by value (the remote address and our own side of it)."""
+
+
+class Receiver(Protocol):
+    """Who gets what arrives: a ``DatagramProtocol`` that takes batches, and may belong to several ports."""
+
+    def makeConnection(self, transport: object) -> None:
+        """A port started."""
+        ...
+
+    def doStop(self) -> None:
+        """A port stopped."""
+        ...
+
+    def datagram_received(self, data: bytes, path: Path) -> None:
+        """One datagram."""
+        ...
+
+    def batch_done(self) -> None:
+        """No more datagrams for now: act on what was received."""
+        ...
+
+    def send_blocked(self) -> None:
+        """A datagram was dropped because the socket's buffer is full."""
+        ...
+
+
+class _Origin:
+    """Our side of a path: a socket, and on a wildcard socket the address that was reached."""
+
+    __slots__ = ("_ancillary", "_port", "address")
+
+    def __init__(self, port: UdpPort, address: Address, ancillary: list[tuple[int, int, bytes]]) -> None:
+        self._port = port
+        self._ancillary = ancillary
+        self.address = address
+
+    def send(self, data: bytes, to: SocketAddress) -> None:
+        self._port.send(data, to, self._ancillary)
+
+
+class UdpPort(udp.Port):
+    """A listening (or client) UDP socket that hands batches to a ``Receiver``."""
+
+    _log = Logger()
+
+    def __init__(self, host: str, port: int, receiver: Receiver, reactor: IReactorFDSet) -> None:
+        super().__init__(port, receiver, interface=host, maxPacketSize=MAX_DATAGRAM, reactor=reactor)
+        self._receiver = receiver
+        self._wildcard = ip_address(host.partition("%")[0]).is_unspecified
+        self._is_v6 = ":" in host
+        self._origins: dict[bytes, _Origin] = {}
+
+    def createInternetSocket(self) -> socket.socket:  # noqa: N802 - Twisted's name
+        """The socket, with its options set before it is bound."""
+        made: socket.socket = super().createInternetSocket()
+        if self._is_v6:
+            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        if self._wildcard:
+            if self._is_v6:
+                made.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVPKTINFO, 1)
+            else:
+                made.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
+        for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
+            made.setsockopt(socket.SOL_SOCKET, option, SOCKET_BUFFER)
+        return made
+
+    @property
+    def local(self) -> Address:
+        """The address that the socket is bound to."""
+        host, port = self.socket.getsockname()[:2]
+        return Address.of(host, port)
+
+    @property
+    def default_origin(self) -> Sender:
+        """For who speaks first: sends from whatever address the kernel chooses."""
+        return self._origin(b"")
+
+    def doRead(self) -> None:  # noqa: N802 - Twisted's name
+        """Read what is there, at most ``MAX_BATCH`` datagrams, then say that the batch is done."""
+        receive = self.socket.recvmsg
+        received = self._receiver.datagram_received
+        ancillary_size = socket.CMSG_SPACE(_PKTINFO6.size) if self._wildcard else 0
+        try:
+            for _ in range(MAX_BATCH):
+                try:
+                    data, ancillary, _, sender = receive(MAX_DATAGRAM, ancillary_size)
+                except (BlockingIOError, InterruptedError):
+                    break
+                except OSError:
+                    continue  # an ICMP error of an earlier send, reported here; the next call goes on
+                received(data, (sender, self._origin(_local_ip(ancillary) if ancillary else b"")))
+        finally:
+            self._receiver.batch_done()
+
+    def send(self, data: bytes, to: SocketAddress, ancillary: list[tuple[int, int, bytes]]) -> None:
+        """Send a datagram, or lose it: a full buffer or an unreachable address is what the network does, too."""
+        try:
+            if ancillary:
+                self.socket.sendmsg([data], ancillary, 0, to)
+            else:
+                self.socket.sendto(data, to)
+        except (BlockingIOError, InterruptedError):
+            self._receiver.send_blocked()
+        except OSError as error:
+            self._log.debug("cannot send to {to}: {error}", to=to[0], error=error)
+
+    def _origin(self, ip: bytes) -> _Origin:
+        origin = self._origins.get(ip)
+        if origin is None:
+            if len(self._origins) >= MAX_ORIGINS:
+                self._origins.clear()
+            origin = self._origins[ip] = self._make_origin(ip)
+        return origin
+
+    def _make_origin(self, ip: bytes) -> _Origin:
+        local = self.local
+        if not ip:
+            return _Origin(self, local, [])
+        address = Address.of(str(ip_address(ip)), local.port)
+        if len(ip) == 4:
+            return _Origin(self, address, [(socket.IPPROTO_IP, _IP_PKTINFO, _PKTINFO4.pack(0, ip, bytes(4)))])
+        return _Origin(self, address, [(socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, _PKTINFO6.pack(ip, 0))])
+
+
+def _local_ip(ancillary: list[tuple[int, int, bytes]]) -> bytes:
+    for level, kind, data in ancillary:
+        if level == socket.IPPROTO_IP and kind == _IP_PKTINFO:
+            return _PKTINFO4.unpack_from(data)[2]  # type: ignore[no-any-return]
+        if level == socket.IPPROTO_IPV6 and kind == socket.IPV6_PKTINFO:
+            return _PKTINFO6.unpack_from(data)[0]  # type: ignore[no-any-return]
+    return b""

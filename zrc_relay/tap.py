@@ -1,0 +1,64 @@
+"""``twistd zrc-relay``: options and ``makeService``, nothing else; ``relay.tac`` calls the same builder."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+from twisted.python import usage
+
+from zrc_relay.config import ConfigError, find_config, load_config, option_parameters
+from zrc_relay.credentials import CredentialsError
+from zrc_relay.service import RelayService, StartError
+from zrc_relay.signals import StopSignals
+
+STATUS_BAD_CONFIGURATION = 2
+
+
+class Options(usage.Options):
+    """The options of ``twistd zrc-relay``: ``--config`` and one for each setting."""
+
+    synopsis = "[options]"
+    longdesc = "Runs a relay for devices that cannot reach each other. `zrc-relay dev-setup DIR` makes a configuration to try."
+    optParameters = option_parameters()
+
+
+def makeService(options: Mapping[str, str | None]) -> RelayService:
+    """The relay that ``options``, the environment and the TOML file describe; exits with status 2 when they do not."""
+    return build_service({name: value for name, value in options.items() if value is not None})
+
+
+def build_service(options: Mapping[str, str], reactor: Any = None) -> RelayService:
+    """As ``makeService``; ``config`` among the options names the TOML file."""
+    if reactor is None:
+        from twisted.internet import reactor  # noqa: PLC0415 - importing it installs it, which must not happen earlier
+    use_monotonic_time(reactor)
+    given = dict(options)
+    path = find_config(os.environ, given.pop("config", None))
+    try:
+        service = RelayService(load_config(path=path, environ=os.environ, options=given), reactor)
+    except ConfigError as error:
+        give_up([str(problem) for problem in error.problems])
+    except (CredentialsError, StartError) as error:
+        give_up(str(error).splitlines())
+    StopSignals(service, reactor).setServiceParent(service)
+    return service
+
+
+def use_monotonic_time(reactor: Any) -> None:
+    """Let ``reactor`` count time monotonically, so that a clock that is set cannot stop its timers.
+
+    Only while no call is waiting: one that was scheduled by wall clock time would never come.
+    """
+    if not reactor.getDelayedCalls():
+        reactor.seconds = time.monotonic
+
+
+def give_up(problems: list[str]) -> NoReturn:
+    """Say what is wrong, one line each, and exit with status 2."""
+    for problem in problems:
+        sys.stderr.write(f"zrc-relay: {problem}\n")
+    raise SystemExit(STATUS_BAD_CONFIGURATION)
