@@ -16,7 +16,7 @@ test: venv ## ruff, mypy and the suite
 	@.venv/bin/python scripts/run_tests.py $(T)
 
 lint: venv ## ruff and mypy only
-	@.venv/bin/python -m ruff check . && .venv/bin/python -m mypy
+	@status=0; for tool in "ruff check ." mypy; do .venv/bin/python -m $$tool || status=1; done; exit $$status
 
 prove: venv ## what is long or measured; prints its figures
 	@.venv/bin/python scripts/prove.py

@@ -37,6 +37,7 @@ EPOCH = 1_800_000_000.0
 """Unix time at which every scene begins."""
 RELAY_ID = bytes(range(16))
 RELAY_ADDRESS = ("192.0.2.1", 4433)
+MAX_STEPS_WITHOUT_TIME = 20_000
 OPEN_TIER = Tier("", None, None, None)
 
 
@@ -164,10 +165,16 @@ class World:
     def run(self, seconds: float) -> None:
         """Let time pass; every call is made at its own time."""
         end = self.clock.seconds() + seconds
+        stuck = 0
         while self.clock.seconds() < end:
+            before = self.clock.seconds()
             calls: list[Any] = list(self.clock.getDelayedCalls())
             upcoming = min((call.getTime() for call in calls), default=end)
             self.clock.advance(max(0.0, min(max(upcoming - self.clock.seconds(), 0.0), end - self.clock.seconds())) or 1e-6)
+            stuck = stuck + 1 if self.clock.seconds() - before < 1e-5 else 0
+            if stuck > MAX_STEPS_WITHOUT_TIME:
+                msg = "something calls itself again and again without waiting"
+                raise AssertionError(msg)
 
     def token(self, **changes: Any) -> RelayToken:
         """A valid token of the device for the peer, with ``changes``, signed."""

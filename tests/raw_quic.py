@@ -16,7 +16,8 @@ import struct
 from dataclasses import dataclass
 from typing import Any, Final
 
-from aioquic.buffer import Buffer, BufferReadError, encode_uint_var
+from aioquic._buffer import Buffer, BufferReadError
+from aioquic.buffer import encode_uint_var
 from aioquic.quic import events
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection
@@ -41,7 +42,7 @@ CRYPTO_BUFFER_EXCEEDED: Final = 0x0D
 MIN_INITIAL: Final = 1200
 
 _SALTS: Final = {
-    V1: bytes.fromhex("38762cf7f55934b34d179ae6a4c80ccadccbb7f0"),
+    V1: bytes.fromhex("38762cf7f55934b34d179ae6a4c80cadccbb7f0a"),
     V2: bytes.fromhex("0dede3def700a6db819381be6e269dcbf9bd2ed9"),
 }
 _LABELS: Final = {V1: b"quic ", V2: b"quicv2 "}
@@ -83,7 +84,7 @@ class Initial:
         self.dcid = dcid
         self.version = version
         common = _hmac(_SALTS[version], dcid)
-        self._secrets = {is_client: _expand(common, b"client in" if is_client else b"server in", 32) for is_client in (True, False)}
+        self._secrets = {True: _expand(common, b"client in", 32), False: _expand(common, b"server in", 32)}
 
     def _keys(self, *, is_client: bool) -> tuple[AESGCM, bytes, bytes]:
         secret, label = self._secrets[is_client], _LABELS[self.version]
@@ -195,6 +196,11 @@ def prove(key: Ed25519PrivateKey, *, relay_id: bytes, certificate: bytes, token:
     return key.sign(hashlib.sha256(message).digest())
 
 
+def routing_byte(allocation_id: bytes) -> int:
+    """First byte of a client's first Destination Connection ID (PROTOCOL §1)."""
+    return hashlib.sha256(allocation_id).digest()[0]
+
+
 def capsule(kind: int, value: bytes = b"") -> bytes:
     """A capsule of any type with any value."""
     return varint(kind) + varint(len(value)) + value
@@ -283,8 +289,9 @@ class ScriptedClient(Raw):
             configuration=QuicConfiguration(is_client=True, verify_mode=ssl.CERT_NONE, **(settings | changes)),
         )
         if first_id is not None:
-            self.quic._peer_cid.cid = first_id  # noqa: SLF001 - stock QUIC has no way to choose it
-            self.quic._original_destination_connection_id = first_id  # noqa: SLF001 - likewise
+            # Stock QUIC has no way to choose it.
+            vars(self.quic)["_peer_cid"].cid = first_id
+            vars(self.quic)["_original_destination_connection_id"] = first_id
         if start:
             self.connect()
 
@@ -307,11 +314,11 @@ class ScriptedClient(Raw):
 
     def send_frames(self, frames: bytes) -> None:
         """Send a 1-RTT packet that holds exactly ``frames``, whatever they are."""
-        quic: Any = self.quic
-        number = quic._packet_number
-        quic._packet_number += 1
-        pair = quic._cryptos[Epoch.ONE_RTT]
-        header = bytes((0x43 | pair.key_phase << 2,)) + quic._peer_cid.cid + number.to_bytes(4, "big")
+        private = vars(self.quic)
+        number = private["_packet_number"]
+        private["_packet_number"] += 1
+        pair = private["_cryptos"][Epoch.ONE_RTT]
+        header = bytes((0x43 | pair.key_phase << 2,)) + private["_peer_cid"].cid + number.to_bytes(4, "big")
         self.send(pair.encrypt_packet(header, frames.ljust(4, b"\0"), number))
 
     def flush(self) -> None:
@@ -380,8 +387,7 @@ class ScriptedClient(Raw):
     @property
     def certificate(self) -> bytes:
         """The relay's, in DER."""
-        certificate: Any = self.quic.tls._peer_certificate  # noqa: SLF001 - no public way
-        return bytes(certificate.public_bytes(Encoding.DER))
+        return bytes(vars(self.quic.tls)["_peer_certificate"].public_bytes(Encoding.DER))
 
     @property
     def close_code(self) -> int | None:

@@ -14,7 +14,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
-from zrc_relay.quic.connection import ALPN, MAX_DATAGRAM_FRAME
+from zrc_relay.quic.connection import ALPN, CONGESTION_CONTROL, MAX_DATAGRAM_FRAME
 from zrc_relay.quic.endpoint import SUPPORTED_VERSIONS, Credentials
 
 _SIGNING_KEYS = (ec.EllipticCurvePrivateKey, ed25519.Ed25519PrivateKey, ed448.Ed448PrivateKey, rsa.RSAPrivateKey)
@@ -49,6 +49,7 @@ def load_credentials(
         certificate=certificates[0],
         certificate_chain=certificates[1:],
         private_key=key,
+        congestion_control_algorithm=CONGESTION_CONTROL,
         idle_timeout=idle_timeout,
         max_datagram_frame_size=MAX_DATAGRAM_FRAME,
         max_datagram_size=udp_payload,

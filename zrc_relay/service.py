@@ -15,6 +15,7 @@ import errno
 import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final
 
 from twisted.application.service import MultiService, Service
@@ -36,6 +37,9 @@ from zrc_relay.tasks import Ticker
 
 SWEEP_INTERVAL: Final = 0.25
 """Seconds between sweeps: expiry is at most 1 s late (R2.5)."""
+
+
+RESET_SECRET_FILE: Final = "reset.key"  # noqa: S105 - the name of a file
 
 
 class StartError(Exception):
@@ -111,6 +115,7 @@ class RelayService(MultiService):
         self.setName("zrc-relay")
         self._config = config
         self._reactor = reactor
+        self._now = now
         self._wall = wall
         self._drained: Deferred[None] | None = None
         self._drain_timer: Any = None
@@ -133,9 +138,11 @@ class RelayService(MultiService):
                 egress_queue_bytes=config.egress_queue_bytes,
                 egress_queue_age=config.egress_queue_age,
                 max_streams=config.max_streams,
+                max_pending_streams=config.max_pending_streams,
+                max_udp_payload=config.max_udp_payload,
                 max_connections=2 * config.max_allocations * config.max_connections_per_side + MAX_HANDSHAKES,
             ),
-            ConnectionIds(random(SECRET_SIZE), random),
+            ConnectionIds(reset_secret(config.state_dir, random), random),
             clock=reactor,
             now=now,
             wall=wall,
@@ -155,6 +162,17 @@ class RelayService(MultiService):
     def stopService(self) -> Deferred[None]:
         """Drain, close what is left, then stop the children."""
         return self.drain().addCallback(self._close)
+
+    def reload_keys(self) -> None:
+        """Read the device keys again; on any problem the ones in use stay (R1, ``revoke_ends_sessions``)."""
+        try:
+            keys = load_device_keys(self._config)
+        except StartError as error:
+            self._log.error("device keys are not reloaded: {problem}", problem=str(error))
+            return
+        ended = self.relay.replace_keys(keys, self._now(), self._wall())
+        self.endpoint.sweep()
+        self._log.info("{devices} device keys reloaded; {ended} allocations ended", devices=len(keys), ended=ended)
 
     def drain(self) -> Deferred[None]:
         """Be not ready, refuse ALLOCATE, tell everyone; the Deferred fires when all are gone or ``drain_timeout`` is over."""
@@ -209,6 +227,31 @@ def load_device_keys(config: Config) -> DeviceKeys:
         return parse_device_keys(text, tiers=config.tiers)
     except KeyFileError as error:
         raise StartError("\n".join(f"{path}: {problem}" for problem in error.problems)) from error
+
+
+def reset_secret(state_dir: Path | None, random: Callable[[int], bytes]) -> bytes:
+    """The secret behind stateless reset tokens (R5.9): kept in ``state_dir``, so that a restarted relay can reset what was lost.
+
+    Without a ``state_dir`` it is new each time. ``StartError`` when it can be neither read nor written.
+    """
+    if state_dir is None:
+        return random(SECRET_SIZE)
+    path = state_dir / RESET_SECRET_FILE
+    try:
+        state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                file.write(random(SECRET_SIZE))
+        except FileExistsError:
+            pass
+        secret = path.read_bytes()
+    except OSError as error:
+        msg = f"cannot keep state in {state_dir}: {error.strerror or error}"
+        raise StartError(msg) from error
+    if len(secret) != SECRET_SIZE:
+        msg = f"{path} is damaged: {len(secret)} bytes instead of {SECRET_SIZE}; remove it to get a new one"
+        raise StartError(msg)
+    return secret
 
 
 def policy_of(config: Config, instance_id: bytes) -> Policy:

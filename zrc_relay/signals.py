@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: the first one drains, the second one stops at once.
+"""Signals: SIGTERM and SIGINT drain, and the second one stops at once; SIGHUP reads the device keys again.
 
 Twisted's own handlers stop the reactor, which waits for ``RelayService.stopService`` and so for the drain; but they know no
 second time. These handlers are installed when the reactor runs, after Twisted's.
@@ -16,8 +16,8 @@ from twisted.logger import Logger
 from zrc_relay.service import RelayService
 
 
-class StopSignals(Service):
-    """Handles the signals that end the process."""
+class Signals(Service):
+    """Handles the signals that a relay gets."""
 
     _log = Logger()
 
@@ -35,10 +35,15 @@ class StopSignals(Service):
     def _install(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._received)
+        signal.signal(signal.SIGHUP, self._hung_up)
 
     def _received(self, number: int, frame: FrameType | None) -> None:
         del frame
         self._reactor.callFromThread(self.stop, signal.Signals(number).name)
+
+    def _hung_up(self, number: int, frame: FrameType | None) -> None:
+        del number, frame
+        self._reactor.callFromThread(self._relay.reload_keys)
 
     def stop(self, why: str) -> None:
         """Stop in peace; the second time at once."""

@@ -13,7 +13,7 @@ from twisted.python import usage
 from zrc_relay.config import ConfigError, find_config, load_config, option_parameters
 from zrc_relay.credentials import CredentialsError
 from zrc_relay.service import RelayService, StartError
-from zrc_relay.signals import StopSignals
+from zrc_relay.signals import Signals
 
 STATUS_BAD_CONFIGURATION = 2
 
@@ -44,7 +44,7 @@ def build_service(options: Mapping[str, str], reactor: Any = None) -> RelayServi
         give_up([str(problem) for problem in error.problems])
     except (CredentialsError, StartError) as error:
         give_up(str(error).splitlines())
-    StopSignals(service, reactor).setServiceParent(service)
+    Signals(service, reactor).setServiceParent(service)
     return service
 
 

@@ -11,7 +11,7 @@ from socket import SOCK_DGRAM, gaierror, getaddrinfo
 from typing import Any, Final
 
 from nacl.signing import SigningKey
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.threads import deferToThreadPool
 
 from zrc_relay.client.connection import ClientConnection, Identity, Redirected
@@ -118,6 +118,9 @@ class _Attempt:
         try:
             connection.start()
             return await connection.established
+        except CancelledError:
+            connection.close()
+            raise
         finally:
             if timer.active():
                 timer.cancel()

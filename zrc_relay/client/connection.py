@@ -36,7 +36,7 @@ from zrc_relay.client.trust import MAX_STREAMS, Trust
 from zrc_relay.core import wire
 from zrc_relay.core.codes import ErrorCode, HelloFeature, Role
 from zrc_relay.core.token import RelayToken, key_id, proof_digest, routing_byte
-from zrc_relay.core.wire import Address, Allocated, Hello, Redirect, Refreshed, RelayEntry
+from zrc_relay.core.wire import Address, Allocated, Hello, Redirect, Refreshed, RelayEntry, Released
 from zrc_relay.quic.clock import Clock, DelayedCall
 from zrc_relay.quic.connection import CONTROL_STREAM, HELLO_STREAM, Connection
 from zrc_relay.quic.egress import EgressQueue
@@ -352,8 +352,10 @@ class ClientConnection:
                     self._listings.popleft().callback(entries)
             case wire.Notice():
                 self._notice(notice_event(capsule))
+            case Released():
+                self._finish(None, tell=True)  # the close that follows says the same, and may be lost
             case _:
-                pass  # RELEASED needs nothing: the close that follows it says the same
+                pass
 
     def _notice(self, event: NoticeEvent | None) -> None:
         if event is None:

@@ -172,7 +172,8 @@ class Allocation:
 
     __slots__ = (
         "_bucket", "_counters", "_events", "_global_bucket", "accepted_until", "bandwidth_limit", "burst_seconds",
-        "bytes_transferred", "created_at", "key", "last_activity", "quota", "quota_warned", "sides", "state", "tier", "token",
+        "bytes_transferred", "created_at", "key", "last_activity", "quota", "quota_warned", "remembered_until", "sides", "state",
+        "tier", "token",
     )
 
     def __init__(
@@ -194,6 +195,8 @@ class Allocation:
         self.last_activity = now
         self.accepted_until = 0.0
         self.bytes_transferred = 0
+        self.remembered_until = 0
+        """Expiry of the token that an earlier life of it had, Unix seconds: its bytes count until then (PROTOCOL §5)."""
         self.quota_warned = False
         self.sides = (Side(Role.DEVICE, now), Side(Role.PEER, now))
         self.burst_seconds = burst_seconds

@@ -35,6 +35,16 @@ class Handshake(Enum):
     FAILED = "failed"
 
 
+@unique
+class StreamReset(Enum):
+    """Why the relay itself reset a stream."""
+
+    UNKNOWN_TYPE = "unknown_type"
+    NO_COUNTERPART = "no_counterpart"
+    COUNTERPART_LOST = "counterpart_lost"
+    PENDING_LIMIT = "pending_limit"
+
+
 class Counters:
     """All counters of one relay; attributes are plain ints or dicts with fixed keys."""
 
@@ -61,9 +71,6 @@ class Counters:
         self.session_errors = 0
         self.stateless_resets_sent = 0
         self.streams_mirrored = 0
-        self.streams_reset = dict.fromkeys(STREAM_RESET_CAUSES, 0)
+        self.streams_reset = dict.fromkeys(StreamReset, 0)
         self.path_changes = 0
         self.key_updates = 0
-
-
-STREAM_RESET_CAUSES = ("unknown_type", "no_counterpart", "counterpart_lost", "pending_limit")

@@ -40,15 +40,14 @@ class Deadlines(Generic[Item]):
 
     def due(self, now: float) -> list[Item]:
         """Remove and return the items whose deadline is at or before ``now``, earliest first."""
-        heap = self._heap
         ready: list[Item] = []
-        while heap and heap[0][0] <= now:
-            entry, _, item = heapq.heappop(heap)
+        while self._heap and self._heap[0][0] <= now:  # not an alias: ``_push`` may build another heap
+            entry, _, item = heapq.heappop(self._heap)
             if self._entries.get(item) != entry:
                 continue  # superseded by an earlier entry, or the item is gone
             deadline = self._deadlines[item]
-            if deadline > now:
-                self._push(item, deadline)
+            if deadline > entry:
+                self._push(item, deadline)  # moved later: its turn comes, in this call or another
                 continue
             del self._deadlines[item], self._entries[item]
             ready.append(item)

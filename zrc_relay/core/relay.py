@@ -212,6 +212,10 @@ class Relay:
             code=code.name, reason=reason, connection=session.link.name, remote=str(session.link.remote),
         )
 
+    def moved(self, session: Session) -> None:
+        """A client's address has changed: worth a line (R5.3)."""
+        self._observer.event("session.moved", connection=session.link.name, remote=str(session.link.remote))
+
     def tell_max_payload(self, session: Session) -> None:
         """What fits towards ``session`` changed: the other end hears it if ``session`` is current."""
         allocation = session.allocation

@@ -203,6 +203,14 @@ class Session:
         if self.state is not SessionState.CLOSED:
             self._fail(ErrorCode.PROTOCOL_ERROR, "the control stream was closed", now, wall)
 
+    def broken(self, error: WireError, now: float, wall: float) -> None:
+        """The client broke the protocol outside the control stream."""
+        self._fail(error.code, str(error), now, wall)
+
+    def moved(self) -> None:
+        """The client's packets come from another address now."""
+        self._relay.moved(self)
+
     def datagram_received(self, payload: bytes, now: float) -> None:
         """A DATAGRAM payload of the client."""
         allocation = self.allocation

@@ -109,6 +109,7 @@ class AllocationTable:
         )
         if tombstone is not None:
             allocation.bytes_transferred = tombstone.bytes_transferred
+            allocation.remembered_until = tombstone.until
             self._check_quota(allocation, token, tier)
             self._forget(key)
         self._live[key] = allocation
@@ -152,7 +153,7 @@ class AllocationTable:
             self._per_device[device_id] = held
         else:
             del self._per_device[device_id]
-        until = allocation.token.expires_at
+        until = max(allocation.token.expires_at, allocation.remembered_until)
         if until <= wall:
             return
         stays_ended = reason_is_final(reason) if final is None else final

@@ -14,18 +14,25 @@ aioquic keeps the RFCs. This subclass changes *who decides* about six things, ea
 * **CRYPTO and STREAM reassembly** is capped in bytes and in ranges: gaps are buffered with zeros and ranges searched linearly.
 * **Streams** that a peer may open are ours to number (``max_streams``), where aioquic has a constant.
 
+And it adds four that aioquic leaves out: path MTU discovery (``pmtu.py``), key updates by packet count, fresh congestion and RTT
+state on another path (RFC 9000 §9.4), and an idle timer that only what is *heard* restarts, so that a dead client is noticed in
+time although the relay keeps sending to it.
+
 It is used for both ends: by the relay (``server.py``) and by the client library.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from aioquic._buffer import Buffer
 from aioquic.buffer import size_uint_var
 from aioquic.quic.configuration import QuicConfiguration
+from aioquic.quic.congestion.base import create_congestion_control, register_congestion_control
+from aioquic.quic.congestion.reno import RenoCongestionControl
 from aioquic.quic.connection import (
     CONNECTION_LIMIT_FRAME_CAPACITY,
     END_STATES,
@@ -35,16 +42,19 @@ from aioquic.quic.connection import (
     QuicConnectionError,
     QuicConnectionId,
     QuicConnectionState,
+    QuicNetworkPath,
     QuicReceiveContext,
 )
-from aioquic.quic.packet import QuicErrorCode, QuicFrameType
-from aioquic.quic.packet_builder import QuicPacketBuilder
+from aioquic.quic.packet import QuicErrorCode, QuicFrameType, QuicPacketType, pull_quic_transport_parameters
+from aioquic.quic.packet_builder import QuicDeliveryState, QuicPacketBuilder, QuicSentPacket
 from aioquic.quic.recovery import QuicPacketSpace
 from aioquic.quic.stream import QuicStream
+from aioquic.tls import Epoch
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from zrc_relay.quic.egress import EgressQueue
-from zrc_relay.quic.ids import ConnectionIds
+from zrc_relay.quic.ids import RESET_TOKEN_SIZE, ConnectionIds
+from zrc_relay.quic.pmtu import PathMtu
 
 ALPN: Final = "zrc-relay"
 MAX_DATAGRAM_FRAME: Final = 65535
@@ -55,18 +65,33 @@ MAX_CRYPTO_RANGES: Final = 64
 """Gaps in CRYPTO data: clients that shuffle their ClientHello make about ten."""
 MAX_STREAM_RANGES: Final = 256
 """Gaps in one stream: more than every second packet of a window lost."""
+CONGESTION_CONTROL: Final = "zrc-reno"
+"""Name under which ``_Congestion`` is registered, for ``QuicConfiguration.congestion_control_algorithm``."""
+KEY_UPDATE_PACKETS: Final = 1 << 22
+"""Packets sealed with one key: half of the AES-GCM confidentiality limit of 2^23 (RFC 9001 §6.6)."""
+BLACK_HOLE_LOSSES: Final = 6
+"""Packets above the base size lost in a row, none arriving between them, that make a black hole (RFC 8899 §4.3)."""
+CONTROL_RESERVE: Final = 16 * 1024
+"""Connection credit in bytes that forwarded streams leave for control (R3.10), or a quarter of it if the peer gives less."""
 CONTROL_STREAM: Final = 0
 HELLO_STREAM: Final = 3
 _SHORT_HEADER: Final = 3  # first byte and a 2-byte packet number
 _AEAD_TAG: Final = 16
+MIN_STATELESS_RESET: Final = 21
+"""Smallest packet that can be one (RFC 9000 §10.3)."""
 _MIN_PATIENCE: Final = 1.0
+
+# aioquic warns of each hostile packet through ``logging``, which writes warnings that nobody handles to stderr: strangers could
+# fill a log at any rate. What matters is counted, and logged at a bounded rate, by the relay.
+logging.getLogger("quic").addHandler(logging.NullHandler())
 
 
 class Connection(QuicConnection):
     """One QUIC connection, of either side.
 
     ``max_streams`` is how many streams of each kind the peer may have open, ``stream_window`` and ``max_data`` are the fixed
-    windows in bytes, ``on_issued`` hears each of our own connection ids.
+    windows in bytes, ``on_issued`` hears each of our own connection ids. The path is probed for UDP
+    payloads up to ``max_udp_payload`` (0: not at all).
     """
 
     def __init__(
@@ -77,6 +102,8 @@ class Connection(QuicConnection):
         egress: EgressQueue,
         max_streams: int,
         on_issued: Callable[[bytes], None],
+        max_udp_payload: int = 0,
+        key_update_packets: int = KEY_UPDATE_PACKETS,
         original_destination_connection_id: bytes | None = None,
         retry_source_connection_id: bytes | None = None,
     ) -> None:
@@ -96,8 +123,19 @@ class Connection(QuicConnection):
         self._host_cids = [first]
         self.host_cid = first.cid
         self._local_initial_source_connection_id = first.cid
-        for limit in (self._local_max_streams_bidi, self._local_max_streams_uni):
-            limit.value = limit.sent = max_streams
+        kind = Limit if configuration.is_client else _HeldLimit
+        self._local_max_streams_bidi = kind(QuicFrameType.MAX_STREAMS_BIDI, "max_streams_bidi", max_streams)
+        self._local_max_streams_uni = kind(QuicFrameType.MAX_STREAMS_UNI, "max_streams_uni", max_streams)
+        self._mtu = PathMtu(configuration.max_datagram_size, max_udp_payload)
+        self._key_update_packets = key_update_packets
+        self._keys_since = 0
+        self._heard_path: QuicNetworkPath | None = None
+        self._validated_address: Any = None
+        self.path_changes = 0
+        """How often the peer's packets have come to come from another address."""
+        self.key_updates = 0
+        """How often this side has changed its keys."""
+        self._remote_initial_max_data = 0
         self._stream_window = configuration.max_stream_data
         self._data_window = configuration.max_data
 
@@ -190,14 +228,18 @@ class Connection(QuicConnection):
         if not self._network_paths:
             return []
         self.egress.expire(now)
-        if not self.egress or not self._control_waits():
-            return super().datagrams_to_send(now)
-        self._datagrams_pending = _NOTHING  # type: ignore[assignment]
-        try:
-            first = super().datagrams_to_send(now)
-        finally:
-            self._datagrams_pending = self.egress  # type: ignore[assignment]
-        return first + super().datagrams_to_send(now)
+        packets: list[tuple[bytes, Any]] = []
+        if self._control_waits() and self.egress:
+            self._datagrams_pending = _NOTHING  # type: ignore[assignment]
+            try:
+                packets += super().datagrams_to_send(now)
+            finally:
+                self._datagrams_pending = self.egress  # type: ignore[assignment]
+        packets += super().datagrams_to_send(now)
+        if self._handshake_confirmed and not self.is_ending:
+            packets += self._probe_path(now)
+            self._update_keys()
+        return packets
 
     def _control_waits(self) -> bool:
         queue = self._streams_queue
@@ -211,6 +253,54 @@ class Connection(QuicConnection):
         return False
 
     # -- streams
+
+    def is_peer_stream(self, stream_id: int) -> bool:
+        """Whether the peer opened the stream (RFC 9000 §2.1)."""
+        return bool(stream_id & 1) == self._is_client
+
+    def open_stream(self, *, unidirectional: bool) -> int | None:
+        """Open the next stream of our own; None while the peer's limit does not allow it."""
+        stream_id = self.get_next_available_stream_id(is_unidirectional=unidirectional)
+        limit = self._remote_max_streams_uni if unidirectional else self._remote_max_streams_bidi
+        if stream_id // 4 >= limit or not self.is_established:
+            return None
+        self._get_or_create_stream_for_send(stream_id)
+        return stream_id
+
+    def reset_code(self, stream_id: int) -> int | None:
+        """The code with which our half of a stream was reset, by us or by a STOP_SENDING; None if it was not."""
+        stream = self._streams.get(stream_id)
+        return stream.sender._reset_error_code if stream is not None else None  # noqa: SLF001 - no public way
+
+    def reset_sending(self, stream_id: int, code: int) -> None:
+        """RESET_STREAM for our half of a stream, if it has one that is still open."""
+        stream = self._streams.get(stream_id)
+        if stream is not None and not stream.sender.is_finished:
+            self.reset_stream(stream_id, code)
+
+    def stop_receiving(self, stream_id: int, code: int) -> None:
+        """STOP_SENDING for the peer's half of a stream, if it has one that is still open."""
+        stream = self._streams.get(stream_id)
+        if stream is not None and not stream.receiver.is_finished:
+            self.stop_stream(stream_id, code)
+
+    def is_stream_done(self, stream_id: int) -> bool:
+        """Whether both halves of a stream have ended, ours acknowledged."""
+        stream = self._streams.get(stream_id)
+        return stream is None or stream.is_finished
+
+    def allow_stream(self, stream_id: int) -> None:
+        """Let the peer open one more stream of the kind of ``stream_id``."""
+        limit = self._stream_limit(stream_id)
+        if isinstance(limit, _HeldLimit):
+            limit.grant()
+
+    def forget_received(self, stream_id: int) -> None:
+        """Credit everything that was received on a stream and not consumed: it was reset."""
+        stream = self._streams.get(stream_id)
+        if stream is not None:
+            credited = stream.max_stream_data_local - self._stream_window
+            self.consume(stream_id, max(0, stream.receiver.highest_offset - credited))
 
     def unsent(self, stream_id: int) -> int:
         """Bytes written to a stream that the peer has not acknowledged."""
@@ -233,6 +323,26 @@ class Connection(QuicConnection):
                 error_code=QuicErrorCode.INTERNAL_ERROR, frame_type=frame_type, reason_phrase="too many gaps in a stream"
             )
         super()._handle_stream_frame(context, frame_type, buf)
+
+    def _write_stream_frame(
+        self, builder: QuicPacketBuilder, space: QuicPacketSpace, stream: QuicStream, max_offset: int
+    ) -> int:
+        if stream.stream_id not in (CONTROL_STREAM, HELLO_STREAM):
+            # The last of the peer's connection credit is for control: streams that stall must not keep it from being sent.
+            credit = self._remote_max_data - self._remote_max_data_used - self._control_reserve
+            max_offset = min(max_offset, stream.sender.highest_offset + max(0, credit))
+        return super()._write_stream_frame(builder, space, stream, max_offset)
+
+    @property
+    def _control_reserve(self) -> int:
+        return min(CONTROL_RESERVE, self._remote_initial_max_data // 4)
+
+    def _parse_transport_parameters(self, data: bytes, from_session_ticket: bool = False) -> None:  # noqa: FBT001, FBT002
+        super()._parse_transport_parameters(data, from_session_ticket)
+        takes = pull_quic_transport_parameters(Buffer(data=data)).max_udp_payload_size
+        if takes is not None:
+            self._mtu.limit(takes)
+        self._remote_initial_max_data = self._remote_max_data
 
     def _write_connection_limits(self, builder: QuicPacketBuilder, space: QuicPacketSpace) -> None:
         del space
@@ -271,6 +381,104 @@ class Connection(QuicConnection):
         buf.push_uint_var(stream.max_stream_data_local)
         stream.max_stream_data_local_sent = stream.max_stream_data_local
 
+    # -- the path
+
+    @property
+    def peer_address(self) -> Any:
+        """Where packets go now, as it was given to ``receive_datagram``."""
+        return self._network_paths[0].addr
+
+    @property
+    def validated_address(self) -> Any:
+        """The last address of the peer that was validated (RFC 9000 §8); None before the first."""
+        path = self._network_paths[0] if self._network_paths else None
+        if path is not None and path.is_validated:
+            self._validated_address = path.addr
+        return self._validated_address
+
+    def receive_datagram(self, data: bytes, addr: Any, now: float) -> None:
+        """See ``QuicConnection``. A peer that comes from another address begins with fresh estimates of its path."""
+        super().receive_datagram(data, addr, now)
+        path = self._network_paths[0] if self._network_paths else None
+        if path is not self._heard_path:
+            if self._heard_path is not None and path is not None and path.addr != self._heard_path.addr:
+                self._on_path_change()
+            self._heard_path = path
+
+    def _on_path_change(self) -> None:
+        self.path_changes += 1
+        loss = self._loss
+        for space in loss.spaces:
+            for packet in space.sent_packets.values():
+                packet.in_flight = False  # on its way along the old path: not in this one's window
+        self._set_datagram_size(self._configuration.max_datagram_size)
+        self._mtu.restart()
+        loss._cc = create_congestion_control(  # noqa: SLF001 - RFC 9000 §9.4
+            self._configuration.congestion_control_algorithm, max_datagram_size=self._max_datagram_size
+        )
+        loss._pacer.packet_time = None  # noqa: SLF001
+        loss._rtt_initialized = False  # noqa: SLF001
+        loss._rtt_latest = loss._rtt_smoothed = loss._rtt_variance = 0.0  # noqa: SLF001
+        loss._rtt_min = float("inf")  # noqa: SLF001
+        loss._pto_count = 0  # noqa: SLF001
+
+    def _probe_path(self, now: float) -> list[tuple[bytes, Any]]:
+        """A packet of the size that the search wants to know about, if it wants to know now (RFC 9000 §14.4)."""
+        path = self._network_paths[0]
+        congestion = self._loss._cc  # noqa: SLF001
+        if isinstance(congestion, _Congestion) and congestion.large_losses >= BLACK_HOLE_LOSSES:
+            congestion.large_losses = 0
+            if self._mtu.black_hole():
+                self._set_datagram_size(self._mtu.size)
+        size = self._mtu.next_probe(now) if path.is_validated else None
+        if size is None or size > congestion.congestion_window - congestion.bytes_in_flight:
+            return []
+        builder = QuicPacketBuilder(
+            host_cid=self.host_cid,
+            is_client=self._is_client,
+            max_datagram_size=size,
+            packet_number=self._packet_number,
+            peer_cid=self._peer_cid.cid,
+            spin_bit=self._spin_bit,
+            version=self._version or 0,
+        )
+        builder.start_packet(QuicPacketType.ONE_RTT, self._cryptos[Epoch.ONE_RTT])
+        builder.start_frame(QuicFrameType.PING, handler=self._on_probe_delivery, handler_args=(size, path))
+        builder._datagram_needs_padding = True  # noqa: SLF001 - how aioquic pads its own path challenges
+        self._mtu.sent()
+        return self._flush_builder(builder=builder, network_path=path, peer_cid=self._peer_cid.cid, now=now)
+
+    def _on_probe_delivery(self, delivery: QuicDeliveryState, size: int, path: QuicNetworkPath) -> None:
+        if path is not self._network_paths[0]:
+            return
+        now = self._loss._time_of_last_sent_ack_eliciting_packet  # noqa: SLF001 - near enough for a timer of minutes
+        if delivery is not QuicDeliveryState.ACKED:
+            self._mtu.lost(size, now)
+        elif self._mtu.acked(size, now):
+            self._set_datagram_size(size)
+
+    def _set_datagram_size(self, size: int) -> None:
+        self._max_datagram_size = size
+        congestion = self._loss._cc  # noqa: SLF001
+        self._loss._pacer._max_datagram_size = size  # noqa: SLF001
+        if isinstance(congestion, _Congestion):
+            congestion.set_datagram_size(size)
+
+    def _update_keys(self) -> None:
+        sealed = self._packet_number - self._keys_since
+        acked = self._spaces[Epoch.ONE_RTT].largest_acked_packet
+        if sealed >= self._key_update_packets and acked > self._keys_since:
+            # The peer has the current keys (RFC 9001 §6.1): one of their packets was acknowledged.
+            self.request_key_update()
+            self._keys_since = self._packet_number
+            self.key_updates += 1
+
+    def is_stateless_reset(self, data: bytes) -> bool:
+        """Whether a packet that belongs to no connection is the peer's stateless reset of this one (RFC 9000 §10.3.1)."""
+        token = data[-RESET_TOKEN_SIZE:]
+        known = (self._peer_cid, *self._peer_cid_available)
+        return len(data) >= MIN_STATELESS_RESET and any(cid.stateless_reset_token == token for cid in known)
+
     # -- timing
 
     @property
@@ -279,9 +487,91 @@ class Connection(QuicConnection):
         return max(3 * self._loss.get_probe_timeout(), _MIN_PATIENCE)
 
     @property
-    def peer_address(self) -> Any:
-        """Where packets go now, as it was given to ``receive_datagram``."""
-        return self._network_paths[0].addr
+    def probe_timeout(self) -> float:
+        """The PTO in seconds, without backoff."""
+        return self._loss.get_probe_timeout()
+
+    @property
+    def idle_deadline(self) -> float | None:
+        """When the connection ends unless something is heard."""
+        return self._close_at
+
+    @property
+    def _ack_eliciting_sent_since_receipt(self) -> bool:
+        """Always true: sending does not restart the idle timer, so that a dead peer is noticed in time (R2.6)."""
+        return True
+
+    @_ack_eliciting_sent_since_receipt.setter
+    def _ack_eliciting_sent_since_receipt(self, value: bool) -> None:
+        """Ignored."""
+
+
+class _Congestion(RenoCongestionControl):
+    """NewReno that tells path probes from data, and notices when only large packets are lost.
+
+    A packet larger than the datagram size in use is a probe; its loss says nothing about congestion (RFC 9000 §14.4).
+    """
+
+    def __init__(self, *, max_datagram_size: int) -> None:
+        super().__init__(max_datagram_size=max_datagram_size)
+        self._base = max_datagram_size
+        self.large_losses = 0
+
+    def set_datagram_size(self, size: int) -> None:
+        """Another size is in use."""
+        self._max_datagram_size = size
+        self.large_losses = 0
+
+    def on_packet_acked(self, *, now: float, packet: QuicSentPacket) -> None:
+        """See aioquic."""
+        if packet.sent_bytes > self._base:
+            self.large_losses = 0
+        super().on_packet_acked(now=now, packet=packet)
+
+    def on_packets_lost(self, *, now: float, packets: Iterable[QuicSentPacket]) -> None:
+        """See aioquic."""
+        data = []
+        for packet in packets:
+            if packet.sent_bytes > self._max_datagram_size:
+                self.bytes_in_flight -= packet.sent_bytes
+            else:
+                data.append(packet)
+                if packet.sent_bytes > self._base:
+                    self.large_losses += 1
+        if data:
+            super().on_packets_lost(now=now, packets=data)
+
+
+register_congestion_control(CONGESTION_CONTROL, _Congestion)
+
+
+def is_unidirectional(stream_id: int) -> bool:
+    """Whether a stream has only one direction (RFC 9000 §2.1)."""
+    return bool(stream_id & 2)
+
+
+class _HeldLimit(Limit):
+    """A limit on the peer's streams that only ``grant`` raises.
+
+    aioquic adds one as soon as its own half of a stream has ended, when the mirror of that stream may just begin.
+    """
+
+    def __init__(self, frame_type: int, name: str, value: int) -> None:
+        self._granted = value
+        super().__init__(frame_type, name, value)
+
+    @property
+    def value(self) -> int:
+        """How many streams the peer may have opened in all."""
+        return self._granted
+
+    @value.setter
+    def value(self, value: int) -> None:
+        """Ignored: see the class."""
+
+    def grant(self) -> None:
+        """One more."""
+        self._granted += 1
 
 
 class _Nothing:

@@ -53,6 +53,16 @@ class EgressQueue:
         self.size -= max(len(payload), self.MIN_COST)
         return payload
 
+    def remove_larger(self, limit: int) -> list[bytes]:
+        """Take out the payloads of more than ``limit`` bytes, in order."""
+        kept = [(payload, time) for payload, time in zip(self._payloads, self._times, strict=True) if len(payload) <= limit]
+        larger = [payload for payload in self._payloads if len(payload) > limit]
+        if larger:
+            self._payloads = deque(payload for payload, _ in kept)
+            self._times = deque(time for _, time in kept)
+            self.size -= sum(max(len(payload), self.MIN_COST) for payload in larger)
+        return larger
+
     def __getitem__(self, index: int) -> bytes:
         return self._payloads[index]
 

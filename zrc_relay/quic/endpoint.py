@@ -30,8 +30,10 @@ from twisted.logger import Logger
 from zrc_relay.core.codes import ErrorCode
 from zrc_relay.core.counters import Handshake, InputDrop
 from zrc_relay.core.deadlines import Deadlines
+from zrc_relay.core.limiter import TokenBucket
 from zrc_relay.core.relay import Relay
 from zrc_relay.quic.clock import Clock, DelayedCall
+from zrc_relay.quic.connection import MIN_STATELESS_RESET
 from zrc_relay.quic.ids import CONNECTION_ID_SIZE, ConnectionIds
 from zrc_relay.quic.link import RelayConnection
 from zrc_relay.quic.udp import Path
@@ -45,6 +47,10 @@ MIN_INITIAL: Final = 1200
 """Smallest UDP payload that an Initial may come in (RFC 9000 §14.1)."""
 MIN_CLIENT_ID: Final = 8
 """Shortest Destination Connection ID that a client may choose (RFC 9000 §7.2)."""
+RESET_SIZE: Final = 43
+"""Size in bytes of a stateless reset where the packet it answers allows it: looks like a short packet with data."""
+RESETS_PER_SECOND: Final = 100
+"""Stateless resets sent each second: enough to let a full relay's clients know within some seconds after a restart."""
 MAX_FLUSH_ROUNDS: Final = 64
 """Flushing one connection can touch others (a close tells the other side); more rounds than this would be a loop."""
 
@@ -62,6 +68,8 @@ class EndpointSettings:
     egress_queue_bytes: int = 256 * 1024
     egress_queue_age: float = 0.1
     max_streams: int = 32
+    max_pending_streams: int = 64
+    max_udp_payload: int = 1452
     max_connections: int = 10_000
 
 
@@ -108,6 +116,7 @@ class Endpoint(DatagramProtocol):
         self._handshaking: set[RelayConnection] = set()
         self._touched: dict[RelayConnection, None] = {}
         self._deadlines: Deadlines[RelayConnection] = Deadlines()
+        self._resets = TokenBucket(RESETS_PER_SECOND, RESETS_PER_SECOND, now())
         self._timer: DelayedCall | None = None
         self._timer_at = 0.0
         self._batch_now: float | None = None
@@ -130,6 +139,7 @@ class Endpoint(DatagramProtocol):
             connection = self._routes.get(data[1 : 1 + CONNECTION_ID_SIZE])
             if connection is None:
                 counters.input_dropped[InputDrop.UNKNOWN_CONNECTION] += 1
+                self._reset_stateless(data, path)
                 return
         elif first >= 192:
             found = self._long_header(data, path)
@@ -159,6 +169,21 @@ class Endpoint(DatagramProtocol):
         """A port listens for this endpoint; there may be several, and each packet's path says by which it came."""
         del transport
         self.doStart()
+
+    def _reset_stateless(self, data: bytes, path: Path) -> None:
+        """Tell whoever uses a connection id that leads nowhere that its connection is gone (RFC 9000 §10.3).
+
+        The answer is smaller than what it answers, so that two endpoints cannot keep resetting each other. An id that is live, or
+        was retired lately, never gets here.
+        """
+        size = min(len(data) - 1, RESET_SIZE)
+        if size < MIN_STATELESS_RESET or not self._resets.take(1, self._now()):
+            return
+        token = self._ids.reset_token(data[1 : 1 + CONNECTION_ID_SIZE])
+        noise = self._random(size - len(token))
+        to, origin = path
+        origin.send(bytes((0x40 | (noise[0] & 0x3F),)) + noise[1:] + token, to)
+        self.relay.counters.stateless_resets_sent += 1
 
     def _long_header(self, data: bytes, path: Path) -> RelayConnection | None:
         """The connection a long-header packet belongs to, a new one for an Initial, or None when it was dealt with."""
@@ -215,6 +240,8 @@ class Endpoint(DatagramProtocol):
             egress_bytes=settings.egress_queue_bytes,
             egress_age=settings.egress_queue_age,
             max_streams=settings.max_streams,
+            max_pending_streams=settings.max_pending_streams,
+            max_udp_payload=settings.max_udp_payload,
         )
         self._routes[dcid] = connection
         self._connections.add(connection)

@@ -13,21 +13,27 @@ While a connection is closing, its last packet is kept and repeated for the 1st,
 
 from __future__ import annotations
 
-from typing import Final, Protocol, cast
+from collections.abc import Callable
+from typing import Any, Final, Protocol, cast
 
 from aioquic.quic import events
 from aioquic.quic.configuration import QuicConfiguration
 
+from zrc_relay.core.allocation import Allocation
 from zrc_relay.core.codes import DropCause, ErrorCode
 from zrc_relay.core.counters import Handshake
 from zrc_relay.core.relay import Relay
 from zrc_relay.core.session import Session
-from zrc_relay.core.wire import Address
+from zrc_relay.core.wire import Address, WireError
 from zrc_relay.quic.connection import CONTROL_STREAM, HELLO_STREAM, Connection
 from zrc_relay.quic.egress import EgressQueue
 from zrc_relay.quic.ids import ConnectionIds
+from zrc_relay.quic.oversize import OversizeSender
+from zrc_relay.quic.streams import Forwarder
 from zrc_relay.quic.udp import Path
 
+IDLE_MARGIN: Final = 0.1
+"""Seconds before QUIC's idle timeout at which a connection is closed with a word (R5.5)."""
 MAX_LINGER: Final = 1.0
 """Longest time in seconds that a close waits for the control stream to be acknowledged."""
 
@@ -72,6 +78,8 @@ class RelayConnection:
         egress_bytes: int,
         egress_age: float,
         max_streams: int,
+        max_pending_streams: int,
+        max_udp_payload: int,
     ) -> None:
         self._host = host
         self.certificate_sha256 = certificate_sha256
@@ -94,9 +102,15 @@ class RelayConnection:
             egress=egress,
             max_streams=max_streams,
             on_issued=self._issued,
+            max_udp_payload=max_udp_payload,
             original_destination_connection_id=first_destination_id,
         )
         self.session = Session(host.relay, self, nonce, now)
+        self.streams = Forwarder(self, host.relay.counters, max_pending_streams)
+        self._oversize = OversizeSender(self.quic, EgressQueue(egress_bytes, egress_age, self._dropped_late))
+        self._max_payload = 0
+        self._path_changes = 0
+        self._key_updates = 0
 
     def _dropped_late(self, size: int) -> None:
         self.session.drop_egress(DropCause.EGRESS_QUEUE, size, self._now)
@@ -113,8 +127,11 @@ class RelayConnection:
             self._repeat_close()
             return
         self._now = now
+        deadline = quic.idle_deadline
         quic.receive_datagram(data, path, now)
         self._handle_events(now, wall)
+        if quic.idle_deadline != deadline:
+            self.session.heard(now)  # an authentic packet, and nothing else, moves the idle timer
         self._host.touch(self)
 
     def timed_out(self, now: float, wall: float) -> None:
@@ -125,6 +142,10 @@ class RelayConnection:
             self._finish(now, wall)
             return
         self.session.timed_out(now, wall)
+        idle = self._idle_deadline
+        if idle is not None and now >= idle:
+            self._host.relay.unbind(self.session, now, wall)
+            self.session.shut(ErrorCode.IDLE, "nothing was heard for quic_idle_timeout")
         timer = self.quic.get_timer()
         if timer is not None and now >= timer:
             self.quic.handle_timer(now)
@@ -136,7 +157,10 @@ class RelayConnection:
         if self.finished:
             return None
         self._now = now
+        again = self.streams.pump(now) if self._close is None else None
+        self._oversize.pump(now)
         self._send(now)
+        self._notice_changes()
         if self._close is not None and not self.quic.is_ending:
             if not self.control_backlog or now >= self._linger_until:
                 code, reason = self._close
@@ -149,7 +173,9 @@ class RelayConnection:
         if self.finished:
             return None
         linger = self._linger_until if self._close is not None and not self.quic.is_ending else None
-        deadlines = (self.quic.get_timer(), self.session.deadline, self._handshake_deadline, linger)
+        deadlines = (
+            self.quic.get_timer(), self.session.deadline, self._handshake_deadline, self._idle_deadline, linger, again,
+        )
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
     def abort(self, now: float, wall: float) -> None:
@@ -160,6 +186,32 @@ class RelayConnection:
             self._send(now)
         finally:
             self._finish(now, wall)
+
+    @property
+    def _idle_deadline(self) -> float | None:
+        """When to close an idle connection in peace: a little before QUIC would end it without a word."""
+        deadline = self.quic.idle_deadline
+        if deadline is None or not self.quic.is_established or self._close is not None:
+            return None
+        return deadline - IDLE_MARGIN
+
+    def _notice_changes(self) -> None:
+        """What the QUIC connection found out about its path and its keys."""
+        quic = self.quic
+        payload = quic.max_payload
+        if payload != self._max_payload and self.established:
+            for larger in quic.egress.remove_larger(payload):
+                self._send_oversize(larger, self._now)
+            self._max_payload = payload
+            self.session.max_payload_changed()
+        counters = self._host.relay.counters
+        if quic.path_changes != self._path_changes:
+            counters.path_changes += quic.path_changes - self._path_changes
+            self._path_changes = quic.path_changes
+            self.session.moved()
+        if quic.key_updates != self._key_updates:
+            counters.key_updates += quic.key_updates - self._key_updates
+            self._key_updates = quic.key_updates
 
     def _send(self, now: float) -> None:
         ending = self.quic.is_ending
@@ -176,6 +228,7 @@ class RelayConnection:
                 origin.send(data, to)
 
     def _finish(self, now: float, wall: float) -> None:
+        self.streams.lost()
         self.finished = True
         self._handshake_deadline = None
         self.session.lost(now, wall)
@@ -184,38 +237,53 @@ class RelayConnection:
     # -- events
 
     def _handle_events(self, now: float, wall: float) -> None:
-        session = self.session
         next_event = self.quic.next_event
-        heard = False
         while (event := next_event()) is not None:
-            kind = type(event)
-            if kind is events.DatagramFrameReceived:
-                session.datagram_received(cast(events.DatagramFrameReceived, event).data, now)
-                heard = True
-            elif kind is events.StreamDataReceived:
-                self._stream_data(cast(events.StreamDataReceived, event), now, wall)
-                heard = True
-            elif kind is events.StreamReset:
-                if cast(events.StreamReset, event).stream_id == CONTROL_STREAM:
-                    session.control_ended(now, wall)
-            elif kind is events.ProtocolNegotiated:
-                session.greet()  # 1-RTT keys exist from here on: HELLO rides along with the server's first flight
-            elif kind is events.HandshakeCompleted:
-                self._handshake_deadline = None
-                self.established = True
-                self._host.relay.counters.handshakes[Handshake.COMPLETED] += 1
-                session.handshake_completed(now)
-                self._host.established(self)
-            elif kind is events.ConnectionIdRetired:
-                self._host.retired(cast(events.ConnectionIdRetired, event).connection_id, self)
-            elif kind is events.ConnectionTerminated:
-                if not self.established:
-                    self._host.relay.counters.handshakes[Handshake.FAILED] += 1
-                self._finish(now, wall)
+            handler = _HANDLERS.get(type(event))
+            if handler is not None:
+                handler(self, event, now, wall)
         if self.quic.is_ending:
-            session.lost(now, wall)
-        if heard:
-            session.heard(now)
+            self.session.lost(now, wall)
+            self.streams.lost()
+
+    def _datagram(self, event: events.DatagramFrameReceived, now: float, wall: float) -> None:
+        del wall
+        self.session.datagram_received(event.data, now)
+
+    def _negotiated(self, event: events.ProtocolNegotiated, now: float, wall: float) -> None:
+        del event, now, wall
+        self.session.greet()  # 1-RTT keys exist from here on: HELLO rides along with the server's first flight
+
+    def _handshake_completed(self, event: events.HandshakeCompleted, now: float, wall: float) -> None:
+        del event, wall
+        self._handshake_deadline = None
+        self.established = True
+        self._max_payload = self.quic.max_payload
+        self._host.relay.counters.handshakes[Handshake.COMPLETED] += 1
+        self.session.handshake_completed(now)
+        self._host.established(self)
+
+    def _id_retired(self, event: events.ConnectionIdRetired, now: float, wall: float) -> None:
+        del now, wall
+        self._host.retired(event.connection_id, self)
+
+    def _terminated(self, event: events.ConnectionTerminated, now: float, wall: float) -> None:
+        del event
+        if not self.established:
+            self._host.relay.counters.handshakes[Handshake.FAILED] += 1
+        self._finish(now, wall)
+
+    def _stream_reset(self, event: events.StreamReset, now: float, wall: float) -> None:
+        if event.stream_id == CONTROL_STREAM:
+            self.session.control_ended(now, wall)
+        else:
+            self.streams.reset(event.stream_id, event.error_code)
+
+    def _stop_sending(self, event: events.StopSendingReceived, now: float, wall: float) -> None:
+        if event.stream_id == CONTROL_STREAM:
+            self.session.control_ended(now, wall)
+        else:
+            self.streams.stop_sending(event.stream_id, event.error_code)
 
     def _stream_data(self, event: events.StreamDataReceived, now: float, wall: float) -> None:
         if event.stream_id == CONTROL_STREAM:
@@ -225,7 +293,13 @@ class RelayConnection:
             if event.end_stream:
                 self.session.control_ended(now, wall)
             return
-        self.quic.consume(event.stream_id, len(event.data))
+        if self._close is not None:
+            self.quic.consume(event.stream_id, len(event.data))
+            return
+        try:
+            self.streams.data(event.stream_id, event.data, ended=event.end_stream, now=now)
+        except WireError as error:
+            self.session.broken(error, now, wall)
 
     def _credit_control(self) -> None:
         # Only what was decoded is given back, so a client whose answers pile up is stopped by its own flow control.
@@ -247,6 +321,28 @@ class RelayConnection:
         (host, port, *_), _ = self._path
         return Address.of(host, port)
 
+    # -- Owner of forwarded streams
+
+    @property
+    def allocation(self) -> Allocation | None:
+        """See ``Owner``."""
+        return self.session.allocation
+
+    @property
+    def counterpart(self) -> RelayConnection | None:
+        """See ``Owner``."""
+        allocation = self.session.allocation
+        member = allocation.sides[1 - self.session.role].current if allocation is not None else None
+        return cast(RelayConnection, cast(Session, member).link) if member is not None else None
+
+    def datagram_received(self, payload: bytes) -> None:
+        """See ``Owner``."""
+        self.session.datagram_received(payload, self._now)
+
+    def wake(self) -> None:
+        """See ``Owner``."""
+        self._host.touch(self)
+
     @property
     def local(self) -> Address:
         """See ``Link``."""
@@ -254,7 +350,7 @@ class RelayConnection:
 
     @property
     def _path(self) -> Path:
-        return cast(Path, self.quic.peer_address) if self.established else self._first_path
+        return cast(Path, self.quic.validated_address or self._first_path)
 
     @property
     def max_payload(self) -> int:
@@ -277,19 +373,35 @@ class RelayConnection:
 
     def send_control(self, data: bytes) -> None:
         """See ``Link``."""
-        self.quic.send_stream_data(CONTROL_STREAM, data)
-        self._host.touch(self)
+        if self.quic.reset_code(CONTROL_STREAM) is None:  # else the event that ends the session is on its way
+            self.quic.send_stream_data(CONTROL_STREAM, data)
+            self._host.touch(self)
 
     def send_datagram(self, payload: bytes, now: float) -> None:
         """See ``Link``."""
-        if self.quic.send_payload(payload, now):
-            self._host.touch(self)
-        else:
+        if not self.quic.send_payload(payload, now):
+            self._send_oversize(payload, now)
+        self._host.touch(self)
+
+    def _send_oversize(self, payload: bytes, now: float) -> None:
+        if not self._oversize.push(payload, now):
             self.session.drop_egress(DropCause.OVERSIZE, len(payload), now)
 
     def close(self, code: ErrorCode, reason: str) -> None:
         """See ``Link``."""
         self._close = (code, reason)
-        self._linger_until = self._now + min(self.quic.patience, MAX_LINGER)
+        self._linger_until = self._now + min(3 * self.quic.probe_timeout, MAX_LINGER)
+        self.streams.lost()
         self._host.touch(self)
 
+
+_HANDLERS: Final[dict[type[events.QuicEvent], Callable[[RelayConnection, Any, float, float], None]]] = {
+    events.DatagramFrameReceived: RelayConnection._datagram,  # noqa: SLF001 - this table is part of the class
+    events.StreamDataReceived: RelayConnection._stream_data,  # noqa: SLF001
+    events.StreamReset: RelayConnection._stream_reset,  # noqa: SLF001
+    events.StopSendingReceived: RelayConnection._stop_sending,  # noqa: SLF001
+    events.ProtocolNegotiated: RelayConnection._negotiated,  # noqa: SLF001
+    events.HandshakeCompleted: RelayConnection._handshake_completed,  # noqa: SLF001
+    events.ConnectionIdRetired: RelayConnection._id_retired,  # noqa: SLF001
+    events.ConnectionTerminated: RelayConnection._terminated,  # noqa: SLF001
+}
