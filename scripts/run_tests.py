@@ -1,13 +1,15 @@
 """Runs ruff, mypy and the suite, all of them even when one fails, and ends with a line ``N passed, N failed``.
 
 The suite runs in a child process, so that a test that takes the interpreter down is a failure with a name and not a run that
-ends early. The counts come from trial's own result, not from what it printed. The exit status is 0 when nothing failed and at
-least one test passed.
+ends early. A test that never returns is ended too, and where it hung is shown: trial's own timeouts need a reactor that runs. The
+counts come from trial's own result, not from what it printed. The exit status is 0 when nothing failed and at least one test
+passed.
 """
 
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import json
 import subprocess
 import sys
@@ -21,6 +23,8 @@ from twisted.trial.reporter import TreeReporter
 from twisted.trial.runner import TestLoader, TrialRunner
 
 ROOT = Path(__file__).resolve().parent.parent
+PATIENCE = 300.0
+"""Seconds after which a test is taken to hang: many times what any needs, because speed must not decide whether one passes."""
 LINTERS = {"ruff": ["ruff", "check", "."], "mypy": ["mypy"]}
 
 
@@ -41,13 +45,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help="tests to run, as trial takes them; all when none is given")
     parser.add_argument("--no-lint", action="store_true", help="run the suite only")
+    parser.add_argument("--patience", type=float, default=PATIENCE, help="seconds after which a test is taken to hang")
     parser.add_argument("--write-counts", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     names = arguments.names or ["tests"]
     if arguments.write_counts:
-        return run_suite(names, arguments.write_counts)
+        return run_suite(names, arguments.write_counts, arguments.patience)
     unclean = [] if arguments.no_lint else [name for name, command in LINTERS.items() if not is_clean(name, command)]
-    counts, trouble = run_in_child(names)
+    counts, trouble = run_in_child(names, arguments.patience)
     for line in [*(f"{name} found problems, see above" for name in unclean), *trouble]:
         print(line)
     # What makes the run fail is among the failures, so that the last line alone tells.
@@ -62,11 +67,11 @@ def is_clean(name: str, command: list[str]) -> bool:
     return subprocess.run([sys.executable, "-m", *command], cwd=ROOT, check=False).returncode == 0
 
 
-def run_in_child(names: list[str]) -> tuple[Counts, list[str]]:
+def run_in_child(names: list[str], patience: float) -> tuple[Counts, list[str]]:
     """Run the suite in a child process; also returns a line for each thing that is wrong beside failed tests."""
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory, "counts.json")
-        command = [sys.executable, __file__, "--write-counts", str(path), *names]
+        command = [sys.executable, __file__, "--write-counts", str(path), "--patience", str(patience), *names]
         status = subprocess.run(command, check=False).returncode
         if not path.exists():
             print()  # trial was in the middle of a line, the one that names the test
@@ -80,12 +85,19 @@ def run_in_child(names: list[str]) -> tuple[Counts, list[str]]:
     return counts, []
 
 
-def run_suite(names: list[str], path: Path) -> int:
+def run_suite(names: list[str], path: Path, patience: float) -> int:
     """Run the suite in this process and write the counts to ``path``; returns the exit status."""
     sys.path.insert(0, str(ROOT))
+
+    class Reporter(TreeReporter):
+        def startTest(self, method: Any) -> None:
+            faulthandler.dump_traceback_later(patience, exit=True)
+            super().startTest(method)  # type: ignore[no-untyped-call]  # trial is typed in part
+
     # The casts say what zope.interface knows and mypy does not: a TreeReporter provides IReporter.
-    runner = TrialRunner(cast(Any, TreeReporter))
+    runner = TrialRunner(cast(Any, Reporter))
     result = cast(TreeReporter, runner.run(TestLoader().loadByNames(names, recurse=True)))
+    faulthandler.cancel_dump_traceback_later()
     # A test can have several errors, for instance one of its own and one of its clean-up.
     failed = _ids(result.failures) | _ids(result.errors) | _ids(result.unexpectedSuccesses)
     passed = result.successes + len(_ids(result.expectedFailures))

@@ -14,8 +14,10 @@ from typing import Any, cast
 
 from nacl.signing import SigningKey
 
+from zrc_relay.core.admission import Admission, AdmissionSettings
 from zrc_relay.core.allocation import Allocation
 from zrc_relay.core.authorisation import Refused
+from zrc_relay.core.cidr import AccessLists
 from zrc_relay.core.codes import DropCause, ErrorCode, NoticeCode, Role, TerminationReason
 from zrc_relay.core.keys import Device, DeviceKeys
 from zrc_relay.core.relay import Policy, Relay
@@ -301,16 +303,27 @@ class FakeClient:
 
 
 class Scene:
-    """A relay with its clocks; ``policy`` are fields of ``Policy``. The keys of ``devices`` are pinned, in no tier."""
+    """A relay with its clocks; ``policy`` are fields of ``Policy``. The keys of ``devices`` are pinned, in no tier.
 
-    def __init__(self, *, devices: Collection[SigningKey] = (DEVICE,), keys: DeviceKeys | None = None, **policy: Any) -> None:
+    Sources are held to ``limits``, by default to none.
+    """
+
+    def __init__(
+        self,
+        *,
+        devices: Collection[SigningKey] = (DEVICE,),
+        keys: DeviceKeys | None = None,
+        limits: AdmissionSettings | None = None,
+        **policy: Any,
+    ) -> None:
         self.now = START
         self.wall = EPOCH
         self.observer = FakeObserver()
         settings: dict[str, Any] = {"relay_id": RELAY_ID, "instance_id": b"instance", "default_tier": OPEN_TIER}
         if keys is None:
             keys = DeviceKeys([Device(public(key)) for key in devices])
-        self.relay = Relay(Policy(**settings | policy), keys, self.observer, now=self.now)
+        admission = Admission(limits or AdmissionSettings(), AccessLists(), now=self.now)
+        self.relay = Relay(Policy(**settings | policy), keys, self.observer, now=self.now, admission=admission)
         self._connections = 0
 
     def connect(self, *, handshake: bool = True) -> FakeClient:
@@ -348,7 +361,15 @@ class Scene:
         self.now += seconds
         self.wall += seconds
         self.relay.sweep(self.now, self.wall)
+        self._complain()
 
     def settle(self) -> None:
         """The end of a batch."""
         self.relay.settle(self.now, self.wall)
+        self._complain()
+
+    def _complain(self) -> None:
+        # The relay keeps what goes wrong on its way for the shell; what a fake had to complain of is for the test.
+        for failure in self.relay.failures:
+            if isinstance(failure.error, AssertionError):
+                raise failure.error

@@ -206,6 +206,18 @@ def capsule(kind: int, value: bytes = b"") -> bytes:
     return varint(kind) + varint(len(value)) + value
 
 
+def split_capsules(data: bytes) -> list[tuple[int, bytes]]:
+    """The whole capsules at the beginning of ``data``: type and value."""
+    buf = Buffer(data=data)
+    found = []
+    try:
+        while not buf.eof():
+            found.append((buf.pull_uint_var(), buf.pull_bytes(buf.pull_uint_var())))
+    except BufferReadError:
+        pass
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class Allocation:
     """The fields of an ALLOCATE; ``proof`` is public key and signature, or nothing."""
@@ -352,18 +364,15 @@ class ScriptedClient(Raw):
 
     def capsules(self, stream_id: int = 0) -> list[tuple[int, bytes]]:
         """The whole capsules of a stream: type and value."""
-        buf = Buffer(data=bytes(self.streams.get(stream_id, b"")))
-        found = []
-        try:
-            while not buf.eof():
-                found.append((buf.pull_uint_var(), buf.pull_bytes(buf.pull_uint_var())))
-        except BufferReadError:
-            pass
-        return found
+        return split_capsules(bytes(self.streams.get(stream_id, b"")))
 
     def values(self, kind: int) -> list[bytes]:
         """The values of the control capsules of one type."""
         return [value for found, value in self.capsules() if found == kind]
+
+    def notices(self) -> list[bytes]:
+        """The values of NOTICE but for MAX_PAYLOAD, which comes when the search for the path's MTU has got somewhere."""
+        return [value for value in self.values(NOTICE) if value[0] != 9]
 
     @property
     def hello(self) -> bytes:

@@ -186,6 +186,13 @@ class CurrentMemberTests(SynchronousTestCase):
         self.side.select(START + 60.0)
         self.assertIs(self.side.current, lately)
 
+    def test_of_silent_ones_that_were_heard_at_the_same_moment_it_is_the_newest(self) -> None:
+        self.add(0.0)
+        newest = self.add(0.0)
+        self.side.select(START + 60.0)
+        self.assertIs(self.side.current, newest)
+        self.assertEqual(newest.times_superseded, 0)
+
     def test_nobody_is_told_when_nothing_changes(self) -> None:
         first, second = self.add(0.0), self.add(0.0)
         for _ in range(3):
@@ -203,6 +210,13 @@ class CurrentMemberTests(SynchronousTestCase):
         self.side.remove(first, START + 0.5)
         self.assertIs(self.side.current, second)
         self.assertEqual(second.times_superseded, 0)
+
+    def test_one_that_loses_it_because_another_leaves_hears_of_it(self) -> None:
+        first, second, third = self.add(0.0), self.add(0.0), self.add(0.0)
+        first.last_heard = START + 5.0
+        self.side.remove(second, START + 5.0)
+        self.assertIs(self.side.current, first)
+        self.assertEqual((second.times_superseded, third.times_superseded), (1, 1))
 
     def test_when_the_last_leaves_there_is_none(self) -> None:
         self.side.remove(self.add(0.0), START)

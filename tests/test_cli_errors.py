@@ -36,7 +36,7 @@ class HelpTests(SynchronousTestCase):
     """Issue 2: every command explains itself."""
 
     def test_every_command_and_every_option_has_a_help_text(self) -> None:
-        self.assertEqual(len(every_command()), 10)
+        self.assertGreaterEqual(len(every_command()), 10)
         for path in every_command():
             result = zrc_relay(*path, "--help")
             self.assertEqual((result.exit_code, result.stderr), (0, ""), path)

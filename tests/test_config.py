@@ -21,14 +21,17 @@ from zrc_relay.config import (
     SETTINGS,
     Config,
     ConfigError,
-    LogFormat,
     Problem,
     RequireProof,
+    TrustModel,
     find_config,
     load_config,
     option_parameters,
 )
+from zrc_relay.config_external import Secret
 from zrc_relay.config_reference import example_toml, reference_markdown
+from zrc_relay.config_table import SECRETS
+from zrc_relay.core.sources import Rate
 from zrc_relay.core.tiers import BUILT_IN_TIERS, Tier
 
 Options = Mapping[str, str | None]
@@ -53,7 +56,13 @@ ANOTHER = {
     "max_connections_per_side": "2", "default_bandwidth_limit": "1 MB/s", "default_quota": "2 GB",
     "global_bandwidth_limit": "1 Gbit/s", "bandwidth_burst": "50ms", "stream_window": "64 KiB", "max_streams": "16",
     "max_pending_streams": "3", "egress_queue_bytes": "128 KiB", "egress_queue_age": "20ms", "base_udp_payload": "1250",
-    "max_udp_payload": "1300", "drain_timeout": "1s", "log_format": "json", "state_dir": "/x/state",
+    "max_udp_payload": "1300", "drain_timeout": "1s", "state_dir": "/x/state",
+    "security_log": "/x/security.log", "webhook_url": "https://abuse.example/in?tenant=1", "webhook_secret_path": "/x/secret",
+    "webhook_ca_path": "/x/ca.pem", "bouncer_url": "http://127.0.0.1:8080", "bouncer_key_path": "/x/key",
+    "bouncer_ca_path": "/x/ca.pem", "bouncer_interval": "1min",
+    "trust": "self-certified", "self_certified_tier": "paid", "connection_rate": "5/s", "allocation_rate": "off",
+    "rejoin_rate": "1000/h", "stun_rate": "2/s", "allow": "192.0.2.0/24, 2001:db8::1", "block": "203.0.113.9",
+    "handshake_pressure": "0", "amplification_block": "1min",
 }
 """For each setting a value that is right and is not its default."""
 
@@ -65,9 +74,19 @@ WRONG = {
     "max_allocations": "0", "max_connections_per_side": "65", "default_bandwidth_limit": "0", "default_quota": "0",
     "global_bandwidth_limit": "10 Mb/s", "bandwidth_burst": "0", "stream_window": "15 KiB", "max_streams": "1",
     "max_pending_streams": "-1", "egress_queue_bytes": "65535", "egress_queue_age": "11s", "base_udp_payload": "1199",
-    "max_udp_payload": "9000", "drain_timeout": "soon", "log_format": "xml", "state_dir": "",
+    "max_udp_payload": "9000", "drain_timeout": "soon", "state_dir": "",
+    "security_log": "", "webhook_url": "http://abuse.example/", "webhook_secret_path": "", "webhook_ca_path": "",
+    "bouncer_url": "https://engine.example/?x=1", "bouncer_key_path": "", "bouncer_ca_path": "", "bouncer_interval": "500ms",
+    "trust": "everybody", "self_certified_tier": "Free", "connection_rate": "0/s", "allocation_rate": "10", "rejoin_rate": "-1/s",
+    "stun_rate": "1/d", "allow": "192.0.2.1/24", "block": "everyone", "handshake_pressure": "1001", "amplification_block": "0s",
 }
 """For each setting a value just outside what is allowed, or of another kind."""
+
+
+COMPANIONS: Mapping[str, Mapping[str, str]] = {
+    "webhook_url": {"webhook_secret_path": "/x/secret"}, "bouncer_url": {"bouncer_key_path": "/x/key"},
+}
+"""Settings that others need beside them."""
 
 
 class LoadingTestCase(SynchronousTestCase):
@@ -121,7 +140,12 @@ class Table(LoadingTestCase):
         "default_bandwidth_limit": 1_250_000, "default_quota": 10**9, "global_bandwidth_limit": None, "bandwidth_burst": 0.1,
         "stream_window": 262144, "max_streams": 32, "max_pending_streams": 64, "egress_queue_bytes": 262144,
         "egress_queue_age": 0.1, "base_udp_payload": 1232, "max_udp_payload": 1452, "drain_timeout": 30.0,
-        "log_format": LogFormat.AUTO, "state_dir": None, "tiers": BUILT_IN_TIERS,
+        "state_dir": None, "security_log": None, "webhook_url": None,
+        "webhook_secret_path": None, "webhook_ca_path": None, "bouncer_url": None, "bouncer_key_path": None,
+        "bouncer_ca_path": None, "bouncer_interval": 10.0, "webhook_secret": None, "bouncer_key": None, "tiers": BUILT_IN_TIERS,
+        "trust": TrustModel.PINNED, "self_certified_tier": "free", "connection_rate": Rate(30, 60),
+        "allocation_rate": Rate(10, 60), "rejoin_rate": Rate(100, 60), "stun_rate": Rate(60, 60), "allow": (), "block": (), "handshake_pressure": 64,
+        "amplification_block": 600.0,
     }
 
     def test_defaults(self) -> None:
@@ -132,8 +156,8 @@ class Table(LoadingTestCase):
     def test_what_is_required(self) -> None:
         self.assertEqual({name for name, setting in SETTINGS.items() if setting.is_required}, set(REQUIRED))
 
-    def test_every_field_but_the_tiers_is_a_setting(self) -> None:
-        self.assertEqual([*SETTINGS, "tiers"], [item.name for item in fields(Config)])
+    def test_every_field_but_the_secrets_and_the_tiers_is_a_setting(self) -> None:
+        self.assertEqual([*SETTINGS, *SECRETS, "tiers"], [item.name for item in fields(Config)])
 
     def test_values_have_the_type_that_the_field_says(self) -> None:
         hints = typing.get_type_hints(Config)
@@ -188,7 +212,7 @@ class Sources(LoadingTestCase):
         for name, text in ANOTHER.items():
             expected = SETTINGS[name].kind.parse(text, CWD)
             self.assertNotEqual(getattr(default, name), expected, name)
-            rest = {other: value for other, value in REQUIRED.items() if other != name}
+            rest = {other: value for other, value in {**REQUIRED, **COMPANIONS.get(name, {})}.items() if other != name}
             for config in (
                 self.load(toml_of({**rest, name: text})),
                 self.load(toml_of(rest), environ=variables_of({name: text})),
@@ -201,7 +225,8 @@ class Sources(LoadingTestCase):
         for name, text in ANOTHER.items():
             last = SETTINGS[name].default or REQUIRED[name]
             expected = SETTINGS[name].kind.parse(text, CWD)
-            toml, environ, options = ({**REQUIRED, name: last}, {name: last}, {name: text})
+            rest = {**REQUIRED, **COMPANIONS.get(name, {})}
+            toml, environ, options = ({**rest, name: last}, {name: last}, {name: text})
             config = self.load(toml_of(toml), variables_of(environ), options_of(options))
             self.assertEqual(getattr(config, name), expected, name)
             config = self.load(toml_of(toml), variables_of({name: text}))
@@ -416,6 +441,103 @@ class Problems(LoadingTestCase):
         self.assertEqual([problem.setting for problem in problems], ["base_udp_payload"])
 
 
+class Admission(LoadingTestCase):
+    """R8, R6.1, R6.3: what is pinned, the lists of networks, and what of it contradicts what."""
+
+    def test_the_key_file_is_required_only_where_keys_are_pinned(self) -> None:
+        rest = {name: value for name, value in REQUIRED.items() if name != "device_keys_path"}
+        self.assertIsNone(self.load(toml_of({**rest, "trust": "self-certified"})).device_keys_path)
+        [problem] = self.problems(toml_of({**rest, "trust": "pinned"}))
+        self.assertEqual((problem.setting, problem.wrong), ("device_keys_path", "required"))
+        [problem] = self.problems(toml_of({**rest, "trust": "perhaps"}))
+        self.assertEqual(problem.setting, "trust", "whether the other one is missing is not known")
+
+    def test_keys_may_be_pinned_beside_self_certified_devices(self) -> None:
+        self.assertIsNotNone(self.load(toml_of({**REQUIRED, "trust": "self-certified"})).device_keys_path)
+
+    def test_a_tier_must_exist(self) -> None:
+        own = "[tiers.guests]\n"
+        self.assertEqual(self.load(toml_of({**REQUIRED, "self_certified_tier": "guests"}) + own).self_certified_tier, "guests")
+        [problem] = self.problems(toml_of({**REQUIRED, "self_certified_tier": "guests"}))
+        self.assertEqual(
+            (problem.setting, problem.wrong, problem.right),
+            ("self_certified_tier", 'there is no tier "guests"', "must be one of free, paid, unlimited"),
+        )
+
+    def test_no_network_is_in_both_lists(self) -> None:
+        toml = toml_of({**REQUIRED, "allow": "192.0.2.0/24, 203.0.113.0/24", "block": "203.0.113.0/24"})
+        [problem] = self.problems(toml)
+        self.assertEqual((problem.setting, problem.wrong), ("block", "203.0.113.0/24 is allowed, too"))
+
+    def test_a_network_in_another_one_of_the_other_list_is_fine(self) -> None:
+        config = self.load(toml_of({**REQUIRED, "allow": "192.0.2.128/25", "block": "192.0.2.0/24"}))
+        self.assertEqual((list(map(str, config.allow)), list(map(str, config.block))), (["192.0.2.128/25"], ["192.0.2.0/24"]))
+
+
+class Secrets(LoadingTestCase):
+    """R6.6: secrets come from files or the environment, never from the command line, and nothing shows them."""
+
+    SECRET = "correct-horse-battery-staple"  # noqa: S105 - made up for this test
+
+    def test_a_variable_may_hold_one(self) -> None:
+        environ = {"ZRC_RELAY_WEBHOOK_SECRET": f" {self.SECRET}\n", "ZRC_RELAY_BOUNCER_KEY": "k"}
+        urls = {"webhook_url": "https://abuse.example/", "bouncer_url": "https://engine.example/"}
+        config = self.load(toml_of({**REQUIRED, **urls}), environ)
+        self.assertEqual(config.webhook_secret, Secret(self.SECRET.encode()))
+        self.assertEqual(config.webhook_secret.reveal() if config.webhook_secret else None, self.SECRET.encode())
+        self.assertEqual(config.bouncer_key, Secret(b"k"))
+
+    def test_a_printed_configuration_does_not_show_it(self) -> None:
+        config = self.load(toml_of(REQUIRED), {"ZRC_RELAY_WEBHOOK_SECRET": self.SECRET})
+        self.assertNotIn(self.SECRET, f"{config} {config!r} {config.webhook_secret}")
+
+    def test_the_command_line_and_the_file_take_none_and_say_what_does(self) -> None:
+        toml = toml_of({**REQUIRED, "webhook_secret": self.SECRET})
+        problems = self.problems(toml, options={"webhook-secret": self.SECRET, "bouncer_key": self.SECRET})
+        right = "put it in a file that webhook_secret_path names, or in ZRC_RELAY_WEBHOOK_SECRET"
+        self.assertEqual([(problem.setting, problem.right) for problem in problems], [
+            ("webhook_secret", right), ("webhook_secret", right),
+            ("bouncer_key", "put it in a file that bouncer_key_path names, or in ZRC_RELAY_BOUNCER_KEY"),
+        ])
+        self.assertNotIn(self.SECRET, "".join(map(str, problems)))
+
+    def test_there_is_no_option_for_one(self) -> None:
+        names = {row[0] for row in option_parameters()}
+        self.assertIn("webhook-secret-path", names)
+        self.assertEqual(names & {"webhook-secret", "bouncer-key"}, set())
+
+    def test_a_variable_with_an_unusable_one_is_a_problem_that_does_not_quote_it(self) -> None:
+        for text, wrong in (
+            ("fifteen-bytes-x", "is 15 characters long"), ("x" * 513, "is 513 characters long"), (" ", "is empty"),
+            ("two words, with blanks", "is not all printable ASCII without blanks"),
+        ):
+            [problem] = self.problems(toml_of(REQUIRED), {"ZRC_RELAY_WEBHOOK_SECRET": text})
+            self.assertEqual((problem.setting, problem.source), ("webhook_secret", "variable ZRC_RELAY_WEBHOOK_SECRET"))
+            self.assertEqual((problem.wrong, problem.right), (
+                wrong, "must be 16 to 512 printable ASCII characters without blanks"))
+
+    def test_a_url_needs_one(self) -> None:
+        urls = {"webhook_url": "https://abuse.example/", "bouncer_url": "https://engine.example/"}
+        problems = self.problems(toml_of({**REQUIRED, **urls}))
+        self.assertEqual([(problem.setting, problem.right) for problem in problems], [
+            ("webhook_url", "name a file with webhook_secret_path, or set ZRC_RELAY_WEBHOOK_SECRET"),
+            ("bouncer_url", "name a file with bouncer_key_path, or set ZRC_RELAY_BOUNCER_KEY"),
+        ])
+
+    def test_two_sources_contradict_each_other(self) -> None:
+        toml = toml_of({**REQUIRED, "bouncer_key_path": "key"})
+        [problem] = self.problems(toml, {"ZRC_RELAY_BOUNCER_KEY": "k"})
+        self.assertEqual(problem, Problem(
+            "bouncer_key", "variable ZRC_RELAY_BOUNCER_KEY", "the secret is given twice",
+            f"unset it or remove bouncer_key_path ({self.path})",
+        ))
+
+    def test_what_is_unusable_is_not_missing_as_well(self) -> None:
+        toml = toml_of({**REQUIRED, "bouncer_url": "https://engine.example/"})
+        problems = self.problems(toml, {"ZRC_RELAY_BOUNCER_KEY": ""})
+        self.assertEqual([problem.setting for problem in problems], ["bouncer_key"])
+
+
 class Files(LoadingTestCase):
     """R8: a file that cannot be used is a problem like any other."""
 
@@ -441,7 +563,7 @@ class Files(LoadingTestCase):
         self.assert_unusable(b"listen_port = 1\nlisten_port = 2\n", "not TOML: Cannot overwrite a value")
 
     def test_not_utf_8(self) -> None:
-        self.assert_unusable(b"log_format = '\xff'\n", "not TOML: 'utf-8' codec can't decode")
+        self.assert_unusable(b"state_dir = '\xff'\n", "not TOML: 'utf-8' codec can't decode")
 
     def test_more_digits_than_python_reads(self) -> None:
         self.assert_unusable(b"listen_port = " + b"1" * 10_000, "not TOML: Exceeds the limit")
@@ -520,6 +642,8 @@ class CommandLine(LoadingTestCase):
         text = " ".join(_Options().getUsage(width=1000).split())
         for setting in SETTINGS.values():
             note = "required" if setting.default is None else f"default: {setting.default}"
+            if setting.name == "device_keys_path":
+                note = "required unless trust is self-certified"
             self.assertIn(f"--{setting.option}= {setting.help} [{note}]", text)
 
 
@@ -553,7 +677,7 @@ class Generated(LoadingTestCase):
         page = reference_markdown()
         for setting in SETTINGS.values():
             entry = page.partition(f"### `{setting.name}`\n")[2].partition("\n#")[0]
-            default = "Required." if setting.default is None else f"Default `{setting.default}`."
+            default = "Required" if setting.default is None else f"Default `{setting.default}`."
             for part in (setting.help, default, f"`{setting.variable}`", f"`--{setting.option}`"):
                 self.assertIn(part, entry, setting.name)
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from zrc_relay.config_units import ByteRate, Duration, EventRate, Integer, Rate, Size
+from zrc_relay.config_units import ByteRate, Duration, EventRate, Integer, Size
 from zrc_relay.config_values import (
     Boolean,
     Choice,
@@ -22,10 +22,14 @@ from zrc_relay.config_values import (
     IPAddress,
     IPAddressList,
     Kind,
+    NetworkList,
     OrNone,
+    TierName,
     quote,
     show,
 )
+from zrc_relay.core.cidr import Network
+from zrc_relay.core.sources import Rate
 
 BASE = Path("/etc/zrc-relay")
 
@@ -316,6 +320,49 @@ def _is_multicast(address: IPv4Address | IPv6Address) -> bool:
     """Also of an IPv4 address that is written as an IPv6 one."""
     mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
     return (mapped or address).is_multicast
+
+
+class Networks(KindTestCase):
+    """R6.3: lists of networks."""
+
+    def test_networks_and_single_addresses(self) -> None:
+        text = "192.0.2.0/24, 203.0.113.9 ,2001:db8::/32,2001:db8::1, 0.0.0.0/0"
+        networks = NetworkList().parse(text, BASE)
+        written = ["192.0.2.0/24", "203.0.113.9/32", "2001:db8::/32", "2001:db8::1/128", "0.0.0.0/0"]
+        self.assertEqual(list(map(str, networks)), written)
+        self.assert_parses(NetworkList(), networks, text.split(","), written)
+
+    def test_ipv4_mapped_networks_are_ipv4(self) -> None:
+        self.assertEqual(NetworkList().format(NetworkList().parse("::ffff:192.0.2.0/120", BASE)), "192.0.2.0/24")
+
+    def test_none_at_all(self) -> None:
+        self.assert_parses(NetworkList(), (), "none", "off", [])
+        self.assertEqual((NetworkList().format(()), NetworkList().toml(())), ("none", "[]"))
+
+    def test_what_is_no_network(self) -> None:
+        self.assert_refuses(NetworkList(), "neither a network nor an IP address", "192.0.2.0/33", "192.0.2", "fe80::1%x", "x", "")
+        self.assert_refuses(NetworkList(), "wrong type", 7, True, [7])
+
+    def test_bits_behind_the_prefix_are_a_slip_and_the_network_is_named(self) -> None:
+        self.assert_refuses(NetworkList(), "has bits behind its prefix: the network is 192.0.2.0/24", "192.0.2.1/24")
+
+    def test_the_item_that_is_wrong_is_named_and_none_is_there_twice(self) -> None:
+        self.assert_refuses(NetworkList(), 'holds "x", which is neither', "192.0.2.0/24, x")
+        self.assert_refuses(NetworkList(), "holds 192.0.2.0/24 twice", "192.0.2.0/24, ::ffff:192.0.2.0/120")
+
+    @given(st.lists(st.ip_addresses(), max_size=5))
+    def test_writing_and_reading_gives_the_same(self, addresses: list[IPv4Address | IPv6Address]) -> None:
+        networks = dict.fromkeys(Network.parse(str(address)) for address in addresses)
+        self.assert_survives_writing(NetworkList(), tuple(networks))
+
+
+class TierNames(KindTestCase):
+    """R8: what a tier may be called."""
+
+    def test_names(self) -> None:
+        for name in ("free", "a", "0-tier_x", "a" * 32):
+            self.assert_survives_writing(TierName(), name)
+        self.assert_refuses(TierName(), "is not understood", "", "Free", "-x", "a" * 33, "a b")
 
 
 class Endpoints(KindTestCase):

@@ -7,15 +7,15 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests import raw_quic as raw
-from tests.harness import World
+from tests.harness import TestClient, World
 from tests.raw_quic import ScriptedClient
 from tests.test_hostile import device_key, good_token, peer_key
 from zrc_relay.client.errors import PayloadTooLarge
-from zrc_relay.client.notices import DatagramsDropped, PeerJoined
-from zrc_relay.core.codes import DropCause
-from zrc_relay.core.counters import InputDrop
+from zrc_relay.client.notices import DatagramsDropped, MaxPayloadChanged, PeerJoined
+from zrc_relay.core.codes import DropCause, Role
 from zrc_relay.quic.egress import EgressQueue
 from zrc_relay.quic.endpoint import EndpointSettings
+from zrc_relay.quic.link import RelayConnection
 
 
 class QueueTests(SynchronousTestCase):
@@ -117,33 +117,34 @@ class SizesTests(SynchronousTestCase):
         self.assertEqual(device.got, sent)
         self.assertEqual(sum(world.relay.counters.dropped_packets.values()), 0)
 
-    def test_the_library_refuses_what_fits_no_datagram(self) -> None:
+    def test_the_library_refuses_what_no_datagram_may_hold(self) -> None:
         world = World()
         device, peer = world.pair()
         with self.assertRaises(PayloadTooLarge):
-            device.send(bytes(device.max_payload + 1))
+            device.send(bytes(65_536))
         device.send(b"after")
         world.run(0.1)
-        self.assertEqual(peer.got[-1:], [b"after"])
+        self.assertEqual(peer.got, [b"after"])
 
     def test_each_side_hears_what_fits_towards_the_other(self) -> None:
         world = World()
         device, peer = world.pair()
-        (joined,) = device.notices
-        if not isinstance(joined, PeerJoined):
-            self.fail(repr(joined))
-        self.assertEqual(joined.max_payload, device.peer_max_payload)
+        world.run(2)
+        told = [notice.max_payload for notice in device.notices if isinstance(notice, PeerJoined | MaxPayloadChanged)]
+        self.assertEqual(told[-1], device.peer_max_payload)
+        self.assertGreaterEqual(told[0], 1200)
         for client in (device, peer):
-            client.send(bytes(client.peer_max_payload))
+            self.assertGreaterEqual(client.peer_max_payload, client.max_payload)
+            client.send(bytes(client.max_payload))
         world.run(0.1)
-        self.assertEqual([len(payload) for payload in device.got + peer.got], [peer.peer_max_payload, device.peer_max_payload])
+        self.assertEqual([len(payload) for payload in device.got + peer.got], [peer.max_payload, device.max_payload])
 
 
 class OversizeTests(SynchronousTestCase):
     """Issue "must show": a datagram too big for the way out never delays the next one."""
 
     def pair(self, world: World, frame_limit: int) -> tuple[ScriptedClient, ScriptedClient]:
-        """A device with room and a peer that takes frames of at most ``frame_limit`` bytes, and grants no streams."""
+        """A device with room and a peer that takes DATAGRAM frames of at most ``frame_limit`` bytes."""
         token = good_token(world)
         device = ScriptedClient(world)
         peer = ScriptedClient(world, max_datagram_frame_size=frame_limit)
@@ -199,29 +200,27 @@ class CongestionTests(SynchronousTestCase):
 
     SETTINGS = EndpointSettings(egress_queue_bytes=20_000, egress_queue_age=0.1)
 
+    def connection_of(self, world: World, client: TestClient) -> RelayConnection:
+        connections: set[RelayConnection] = vars(world.endpoint)["_connections"]
+        return next(connection for connection in connections if connection.remote.port == client.host.sockaddr[1])
+
     def test_a_jam_keeps_at_most_the_bound_and_then_the_newest_go_on_in_order(self) -> None:
         world = World(settings=self.SETTINGS)
         device, peer = world.pair()
-        (connection,) = [
-            connection for connection in vars(world.endpoint)["_connections"] if connection.remote.port == peer.host.sockaddr[1]
-        ]
+        connection = self.connection_of(world, peer)
         world.network.filter = lambda data, source, _to: None if source == peer.host.sockaddr else data
-        sent = []
         for number in range(300):
-            sent.append(number.to_bytes(4, "big") + bytes(996))
-            device.send(sent[-1])
+            device.send(number.to_bytes(4, "big") + bytes(996))
             world.run(0.003)
             self.assertLessEqual(connection.quic.egress.size, 20_000)
         counters = world.relay.counters
         self.assertGreater(counters.dropped_packets[DropCause.EGRESS_QUEUE], 200)
         self.assertEqual(counters.dropped_bytes[DropCause.EGRESS_QUEUE], 1000 * counters.dropped_packets[DropCause.EGRESS_QUEUE])
-        before = len(peer.got)
         world.network.filter = lambda data, _source, _to: data
-        world.run(0.05)
+        world.run(3)
         device.send(b"after the jam")
-        world.run(2)
+        world.run(0.1)
         self.assertEqual(peer.got[-1], b"after the jam")
-        self.assertEqual(peer.got[:before], sent[:before], "what the congestion window let out before the jam")
         numbers = [int.from_bytes(payload[:4], "big") for payload in peer.got[:-1]]
         self.assertEqual(numbers, sorted(numbers))
         late = [notice for notice in device.notices if isinstance(notice, DatagramsDropped)]
@@ -242,34 +241,28 @@ class CongestionTests(SynchronousTestCase):
         self.assertEqual(len(peer.got), stale, "everything that was queued is older than the age by now")
 
     def test_a_refresh_is_answered_while_a_flood_of_datagrams_is_queued(self) -> None:
-        world = World(settings=EndpointSettings(egress_queue_bytes=1_000_000, egress_queue_age=10.0))
+        world = World(settings=EndpointSettings(egress_queue_bytes=10_000_000, egress_queue_age=60.0))
         device, peer = world.pair()
-        for _ in range(400):
-            peer.send(bytes(1000))
-        world.run(0.05)
-        (connection,) = [
-            connection for connection in vars(world.endpoint)["_connections"] if connection.remote.port == device.host.sockaddr[1]
-        ]
+        world.run(2)
+        connection = self.connection_of(world, device)
+        # Empty payloads: the smallest frames leave no room for anything else in any packet, if they go first.
+        flood = 100_000
+        for _ in range(flood):
+            connection.send_datagram(b"", world.now())
+        arrived: list[int] = []
         token = device.identity.token if device.identity else world.token()
-        backlog: list[int] = []
-        asked = world.now()
-        answered: list[float] = []
-        device.refresh(token).addCallback(lambda _: answered.append(world.now()))
-        device.list_relays().addCallback(lambda _: backlog.append(len(connection.quic.egress)))
-        queued = len(connection.quic.egress)
-        world.run(0.1)
-        self.assertGreater(queued, 50, "else this shows nothing")
-        self.assertLess(answered[0] - asked, 5 * world.network.latency)
-        self.assertGreater(backlog[0], queued // 4, "answered before what was queued had left")
-        world.run(3)
-        self.assertEqual(len(device.got), 400)
-        self.assertEqual(world.relay.counters.input_dropped[InputDrop.TRUNCATED], 0)
+        device.refresh(token).addCallback(lambda _: arrived.append(len(device.got)))
+        world.run(1)
+        self.assertEqual(len(device.got), flood)
+        self.assertLess(arrived[0], flood // 2, "the answer came before most of what was queued when it was asked for")
+        self.assertFalse(peer.is_closed)
 
     def test_a_handshake_in_the_middle_of_a_flood_is_completed(self) -> None:
         world = World()
         device, peer = world.pair()
         for _ in range(200):
             peer.send(bytes(1000))
-        other = world.client(device.identity.role if device.identity else peer.identity.role if peer.identity else 0)  # type: ignore[arg-type]
+        other = world.client(Role.DEVICE)
         world.run(0.3)
         self.assertIsNotNone(other.allocated)
+        self.assertGreater(len(device.got) + len(other.got), 100)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.fakes import ALLOCATION_ID, DEVICE, EPOCH, STRANGER, FakeClient, Scene, id_of, make_token, public
+from zrc_relay.core.allocation import State
 from zrc_relay.core.codes import ErrorCode, NoticeCode, Role, TerminationReason
 from zrc_relay.core.keys import Device, DeviceKeys
 from zrc_relay.core.table import Tombstone
@@ -48,10 +49,12 @@ class EndTests(SynchronousTestCase):
     def test_every_reason_ends_it_for_everyone(self) -> None:
         for reason in TerminationReason:
             self.setUp()
-            self.scene.relay.end(self.scene.allocation(), reason, self.scene.now, self.scene.wall)
+            allocation = self.scene.allocation()
+            self.scene.relay.end(allocation, reason, self.scene.now, self.scene.wall)
+            self.assertEqual((allocation.state, list(allocation.members)), (State.TERMINATED, []))
             self.assert_ended(reason, reason.close_code, *self.everyone)
             for client in self.everyone:
-                self.assertEqual(client.link.capsules, [terminated(reason)])
+                self.assertEqual((client.link.capsules, client.session.allocation), ([terminated(reason)], None))
 
     def test_a_release_is_answered_to_who_asked_and_told_to_the_others(self) -> None:
         for role in Role:
@@ -66,6 +69,7 @@ class EndTests(SynchronousTestCase):
         self.assertEqual(len(self.scene.relay.table), 1)
         self.scene.advance(1.0)
         self.assert_ended(TerminationReason.EXPIRED, ErrorCode.EXPIRED, *self.everyone)
+        self.assertEqual(self.scene.observer.named("allocation.ended")[0]["seconds"], 3600.0)
 
     def test_a_side_that_stays_away_ends_it_for_the_other(self) -> None:
         self.peer.lose()
@@ -92,6 +96,29 @@ class EndTests(SynchronousTestCase):
             client.lose()
         self.assertEqual(len(self.scene.observer.events), before)
         self.assertEqual([len(client.link.closes) for client in self.everyone], [1, 1, 1])
+
+    def test_coming_back_buys_no_further_burst(self) -> None:
+        token = make_token(bandwidth_limit=1000, allocation_id=bytes(16))
+        device, peer = self.scene.pair(token)
+        device.datagram(bytes(65_535))
+        device.release()
+        self.scene.advance(1.0)
+        device, peer = self.scene.pair(token)
+        device.datagram(bytes(1001))
+        device.datagram(bytes(1000))
+        self.assertEqual([len(data) for data in peer.link.datagrams], [1000])
+
+    def test_coming_back_with_another_limit_goes_on_at_that_rate(self) -> None:
+        for again, passes in ((2000, [2000]), (0, [2001, 2000])):
+            self.setUp()
+            device, peer = self.scene.pair(make_token(bandwidth_limit=1000, allocation_id=bytes(16)))
+            device.datagram(bytes(65_535))
+            device.release()
+            device, peer = self.scene.pair(make_token(bandwidth_limit=again, allocation_id=bytes(16)))
+            self.scene.advance(1.0)
+            device.datagram(bytes(2001))
+            device.datagram(bytes(2000))
+            self.assertEqual([len(data) for data in peer.link.datagrams], passes)
 
     def test_the_others_of_the_relay_are_not_concerned(self) -> None:
         others = self.scene.pair(make_token(allocation_id=bytes(16)))
@@ -131,13 +158,18 @@ class QuotaTests(SynchronousTestCase):
         self.device.datagram(bytes(2))
         self.scene.settle()
         tombstone = self.scene.relay.table.tombstone(KEY, self.scene.wall)
-        self.assertEqual(tombstone, Tombstone(999, EXPIRY, ErrorCode.QUOTA_EXCEEDED))
+        self.assertEqual(tombstone, Tombstone(999, EXPIRY, ErrorCode.QUOTA_EXCEEDED, proven=frozenset(Role)))
         client = self.scene.connect()
         client.allocate(Role.DEVICE, make_token(quota_bytes=10**9, expires_at=EXPIRY + 60))
         self.assertIs(client.close_code, ErrorCode.QUOTA_EXCEEDED)
         self.scene.advance(3600.0)
         again = self.scene.bind(Role.DEVICE, make_token(quota_bytes=1000, expires_at=EXPIRY + 60))
         self.assertEqual(again.allocated.bytes_transferred, 0)
+
+    def test_a_sweep_alone_ends_it_too(self) -> None:
+        self.device.datagram(bytes(1001))
+        self.scene.advance(0.0)
+        self.assertIs(self.peer.close_code, ErrorCode.QUOTA_EXCEEDED)
 
     def test_crossing_it_several_times_in_a_batch_ends_it_once(self) -> None:
         for _ in range(5):

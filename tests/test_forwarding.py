@@ -312,7 +312,8 @@ class StreamGrantTests(SynchronousTestCase):
     def test_the_quota_is_used_up_to_its_last_byte_and_not_beyond(self) -> None:
         bench = Bench(quota=1000)
         self.assertEqual(bench.grant(600), (600, 0.0))
-        self.assertEqual(bench.grant(600), (400, 0.0))
+        self.assertEqual(bench.grant(399), (399, 0.0))
+        self.assertEqual(bench.grant(600), (1, 0.0))
         self.assertEqual((bench.allocation.bytes_transferred, bench.events.exceeded), (1000, 0))
         self.assertEqual(bench.grant(1), (0, 0.0))
         self.assertEqual((bench.allocation.bytes_transferred, bench.events.exceeded), (1000, 1))

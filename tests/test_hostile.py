@@ -293,7 +293,7 @@ class CapsuleTests(SynchronousTestCase):
         self.world.run(0.2)
         self.assertEqual(self.client.close_code, ErrorCode.PROTOCOL_ERROR)
         self.assertIsNone(other.close_code)
-        self.assertEqual(other.values(raw.NOTICE), [b"\x04"])
+        self.assertEqual(other.notices(), [b"\x04"])
         self.assertEqual(len(self.world.relay.table), 1)
 
     def test_an_allocate_made_before_hello_was_read_cannot_hold_a_valid_proof(self) -> None:

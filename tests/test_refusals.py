@@ -145,7 +145,7 @@ class Liar(TestClient):
         token = self.identity.token
         request = wire.Allocate(self.identity.role, token.allocation_id, token.peer_id, token.encode())
         self.hello = hello
-        self._send_capsule(self._lie(self, request))
+        self.quic.send_stream_data(0, self._lie(self, request).encode())
 
     def proven(
         self, request: wire.Allocate, key: Ed25519PrivateKey | None = None, proof_role: int | None = None, **changes: Any
@@ -248,7 +248,7 @@ class MistakeTests(SynchronousTestCase):
         device.send_datagram(b"x")
         world.run(0.1)
         self.assertEqual(peer.datagrams, [b"x"])
-        self.assertEqual((device.values(raw.NOTICE)[1:], peer.values(raw.NOTICE)), ([], []))
+        self.assertEqual((device.notices()[1:], peer.notices()), ([], []))
         self.assertEqual(len(world.relay.table), 1)
 
     def test_a_proof_overheard_on_one_connection_is_worth_nothing_on_another(self) -> None:

@@ -21,7 +21,8 @@ from tests.fakes import (
     make_token,
     public,
 )
-from zrc_relay.core.codes import DropCause, ErrorCode, NoticeCode, Role
+from zrc_relay.core.codes import DropCause, ErrorCode, NoticeCode, Role, TerminationReason
+from zrc_relay.core.relay import Policy
 from zrc_relay.core.tiers import Tier
 from zrc_relay.core.wire import Notice
 
@@ -77,6 +78,16 @@ class DropNoticeTests(SynchronousTestCase):
         self.assertEqual(causes, [DropCause.BANDWIDTH, DropCause.EGRESS_QUEUE, DropCause.OVERSIZE])
         self.assertEqual(self.told(self.peer), [])
 
+    def test_each_cause_is_counted_for_itself(self) -> None:
+        for _ in range(3):
+            self.peer.session.drop_egress(DropCause.EGRESS_QUEUE, 10, self.scene.now)
+        for _ in range(6):
+            self.peer.session.drop_egress(DropCause.OVERSIZE, 10, self.scene.now)
+        self.device.forget()
+        self.scene.advance(1.0)
+        dropped = NoticeCode.DROPPED
+        self.assertEqual(self.told(self.device), [(dropped, DropCause.EGRESS_QUEUE, 2), (dropped, DropCause.OVERSIZE, 5)])
+
     def test_the_bandwidth_cap_is_told_with_the_limit(self) -> None:
         self.device.datagram(bytes(BURST))
         for _ in range(3):
@@ -103,6 +114,23 @@ class DropNoticeTests(SynchronousTestCase):
         counters = self.scene.relay.counters
         self.assertEqual(counters.dropped_packets[DropCause.NO_COUNTERPART], 7)
         self.assertEqual(counters.dropped_bytes[DropCause.NO_COUNTERPART], 14)
+
+    def test_a_second_after_the_last_notice_a_drop_is_told_at_once(self) -> None:
+        self.peer.lose()
+        self.device.datagram(b"x")
+        self.scene.now += 1.0
+        self.device.forget()
+        self.device.datagram(b"x")
+        self.assertEqual(self.told(self.device), [(NoticeCode.DROPPED, DropCause.NO_COUNTERPART, 1)])
+
+    def test_nothing_is_told_after_the_end(self) -> None:
+        self.peer.lose()
+        for _ in range(2):
+            self.device.datagram(b"x")
+        self.scene.relay.end(self.scene.allocation(), TerminationReason.IDLE, self.scene.now, self.scene.wall)
+        self.scene.advance(1.0)
+        self.assertEqual(len(self.device.notices(NoticeCode.DROPPED)), 1)
+        self.assertEqual(self.scene.relay.reporting, set())
 
     def test_what_is_still_to_be_told_goes_with_the_session(self) -> None:
         self.peer.lose()
@@ -215,6 +243,18 @@ class IsolationTests(SynchronousTestCase):
             device.datagram(b"%d" % number)
         self.assertEqual(peer.link.datagrams, [b"%d" % number for number in range(len(steps))])
         self.assertEqual((device.link.capsules, peer.link.capsules, device.close_code, peer.close_code), ([], [], None, None))
+
+
+class PolicyTests(SynchronousTestCase):
+    """What a relay does when nothing else is said (R8)."""
+
+    def test_the_defaults_are_those_of_the_settings(self) -> None:
+        policy = Policy(relay_id=bytes(16), instance_id=bytes(8), default_tier=OPEN_TIER)
+        self.assertEqual((policy.max_allocations, policy.max_connections_per_side), (1000, 4))
+        self.assertEqual((policy.allocation_timeout, policy.max_token_lifetime), (8 * 3600, 24 * 3600))
+        self.assertEqual((policy.wait_timeout, policy.idle_timeout, policy.keepalive_interval), (60, 30, 15))
+        self.assertEqual((policy.bandwidth_burst, policy.global_bandwidth_limit), (0.1, None))
+        self.assertEqual(policy.proving_roles, {Role.DEVICE, Role.PEER})
 
 
 class DrainTests(SynchronousTestCase):

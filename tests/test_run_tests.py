@@ -20,20 +20,22 @@ FAILS_AS_EXPECTED = "    def test_todo(self): self.fail('x')\n    test_todo.todo
 PASSES_UNEXPECTEDLY = "    def test_todo(self): pass\n    test_todo.todo = 'later'\n"
 DIES = "    def test_zdies(self): os.kill(os.getpid(), signal.SIGKILL)\n"
 LEAVES = "    def test_zleaves(self): os._exit(0)\n"
+HANGS = "    def test_zhangs(self):\n        while True: pass\n"
 ENDS_BADLY = "import atexit\natexit.register(os._exit, 7)\n"
 
 
 class Runs(SynchronousTestCase):
     """Issue 2: ``make test`` ends with trial's own counts and a line "N passed, N failed", and hides nothing."""
 
-    def run_suite(self, *pieces: str) -> tuple[int, list[str]]:
+    def run_suite(self, *pieces: str, patience: float = 300) -> tuple[int, list[str]]:
         """Exit status and printed lines for a suite with these tests."""
         directory = Path(self.mktemp()).absolute()
         directory.mkdir()
         suite = directory / "test_sample.py"
         suite.write_text(HEAD + "".join(pieces))
-        command: list[str | Path] = [sys.executable, SCRIPT, "--no-lint", suite]
-        done = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False)
+        command: list[str | Path] = [sys.executable, SCRIPT, "--no-lint", "--patience", str(patience), suite]
+        done = subprocess.run(
+            command, cwd=directory, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
         return done.returncode, done.stdout.splitlines()
 
     def test_all_is_well(self) -> None:
@@ -73,6 +75,12 @@ class Runs(SynchronousTestCase):
         status, lines = self.run_suite(PASSES.format(1), LEAVES)
         self.assertEqual(status, 1)
         self.assertEqual(lines[-2:], ["the suite did not come to its end: exit status 0", "0 passed, 1 failed"])
+
+    def test_a_test_that_never_returns_is_a_failure_and_shows_where_it_hangs(self) -> None:
+        status, lines = self.run_suite(HANGS, patience=0.5)
+        self.assertEqual(status, 1)
+        self.assertEqual(lines[-2:], ["the suite did not come to its end: exit status 1", "0 passed, 1 failed"])
+        self.assertTrue(any("test_sample.py" in line and line.endswith("in test_zhangs") for line in lines), lines)
 
     def test_a_process_that_ends_badly_after_the_last_test_is_a_failure(self) -> None:
         status, lines = self.run_suite(PASSES.format(1), ENDS_BADLY)

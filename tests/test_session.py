@@ -18,6 +18,7 @@ from zrc_relay.core.session import (
 from zrc_relay.core.varint import encode_varint
 from zrc_relay.core.wire import (
     MAX_VALUE,
+    Address,
     Allocate,
     Allocated,
     CloseChannel,
@@ -202,7 +203,9 @@ class CapsuleTests(SessionTestCase):
         self.client.feed(UNKNOWN)
         self.client.session.control_ended(self.scene.now, self.scene.wall)
         self.client.session.timed_out(self.scene.now + 100, self.scene.wall)
+        self.client.session.broken(WireError(ErrorCode.CONTROL_TOO_LARGE, "too late"), self.scene.now, self.scene.wall)
         self.assertEqual((self.counters.capsules_received, len(self.client.link.closes)), (received, 1))
+        self.assertEqual((self.client.session.control_pending, self.counters.refused[ErrorCode.CONTROL_TOO_LARGE]), (0, 0))
 
 
 class CapsuleRateTests(SessionTestCase):
@@ -284,6 +287,15 @@ class BacklogTests(SessionTestCase):
         self.assertLess(self.device.link.control_backlog, 2 * MAX_CONTROL_OUTPUT + MAX_VALUE)
         self.assertEqual(list(self.scene.allocation().members), [self.peer.session])
 
+    def test_one_that_is_lost_meanwhile_is_not_closed_again(self) -> None:
+        self.device.link.control_backlog = 2 * MAX_CONTROL_OUTPUT + 1
+        for number in (1, 2):
+            self.peer.refresh(make_token(expires_at=EXPIRY + number))
+        self.device.lose()
+        self.scene.settle()
+        self.assertIsNone(self.device.close_code)
+        self.assertEqual(self.peer.notices(), [Notice(NoticeCode.PEER_LEFT)])
+
     def test_the_other_side_hears_that_it_is_gone(self) -> None:
         self.device.link.control_backlog = 2 * MAX_CONTROL_OUTPUT + 1
         self.peer.refresh(make_token(expires_at=EXPIRY + 1))
@@ -363,6 +375,14 @@ class EndTests(SessionTestCase):
         _, peer = self.scene.pair()
         self.client.lose()
         self.assertEqual((peer.notices(), self.scene.observer.named("session.lost")), ([], []))
+
+    def test_another_address_is_told(self) -> None:
+        device, _ = self.scene.pair()
+        device.link.remote = Address("203.0.113.9", 999)
+        device.session.moved()
+        self.assertEqual(
+            self.scene.observer.named("session.moved"), [{"connection": device.link.name, "remote": "203.0.113.9:999"}],
+        )
 
     def test_closes_are_counted_by_code(self) -> None:
         self.client.feed(Release().encode())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.fakes import EPOCH, STRANGER, Scene, make_token
+from tests.fakes import EPOCH, STRANGER, FakeClient, Scene, make_token
 from zrc_relay.core.codes import ErrorCode, NoticeCode, Role
 from zrc_relay.core.session import SessionState
 from zrc_relay.core.wire import Notice
@@ -44,6 +44,17 @@ class ProvenSideTests(SynchronousTestCase):
         self.scene.bind(Role.PEER)
         self.scene.bind(Role.DEVICE, prove=True).lose()
         self.assertIs(self.code_without_proof(Role.DEVICE), ErrorCode.PROOF_REQUIRED)
+
+    def test_it_holds_after_the_end_until_the_token_expires(self) -> None:
+        self.scene.bind(Role.DEVICE, prove=True).release()
+        self.assertIs(self.code_without_proof(Role.DEVICE), ErrorCode.PROOF_REQUIRED)
+        self.assertEqual(len(self.scene.relay.table), 0)
+        self.assertIsNone(self.code_without_proof(Role.PEER))
+        self.assertIs(self.code_without_proof(Role.DEVICE), ErrorCode.PROOF_REQUIRED)
+        self.scene.advance(3600.0)
+        later = self.scene.connect()
+        later.allocate(Role.DEVICE, make_token(expires_at=EXPIRY + 60), prove=False)
+        self.assertTrue(later.is_bound)
 
     def test_a_refused_proof_proves_nothing(self) -> None:
         token = make_token()
@@ -94,6 +105,7 @@ class SeveralConnectionsTests(SynchronousTestCase):
         self.assertEqual(self.device.link.datagrams, [b"old", b"new"])
 
     def test_a_silent_one_loses_egress_to_an_older_one_that_is_heard(self) -> None:
+        self.scene.advance(0.5)
         newer = self.scene.bind(Role.PEER)
         self.scene.advance(1.5)
         self.peer.datagram(b"still here")
@@ -150,6 +162,54 @@ class SeveralConnectionsTests(SynchronousTestCase):
             client.session.max_payload_changed()
         told = [notice.first for notice in self.device.notices(NoticeCode.MAX_PAYLOAD)]
         self.assertEqual((told, newer.notices()), ([1300, 65_535], []))
+
+    def test_a_current_one_that_fell_silent_has_lost_egress_when_a_payload_comes(self) -> None:
+        self.scene.advance(0.5)
+        newer = self.scene.bind(Role.PEER)
+        self.scene.advance(0.9)
+        self.peer.datagram(b"heard while the newer one still counts")
+        self.device.forget()
+        self.scene.advance(0.2)
+        self.device.datagram(b"x")
+        self.assertEqual((self.peer.link.datagrams, newer.link.datagrams), ([b"x"], []))
+        self.assertEqual(newer.notices(), [Notice(NoticeCode.SUPERSEDED)])
+
+    def narrow(self, max_payload: int) -> FakeClient:
+        """A newer connection of the peer, towards which only so much fits."""
+        client = self.scene.connect()
+        client.link.max_payload = max_payload
+        client.allocate(Role.PEER)
+        return client
+
+    def test_when_egress_moves_the_other_side_hears_what_fits_now(self) -> None:
+        second = self.scene.bind(Role.DEVICE)
+        self.device.forget()
+        narrow = self.narrow(900)
+        told = [Notice(NoticeCode.MAX_PAYLOAD, 900)]
+        self.assertEqual((self.device.notices(), second.notices(), narrow.notices()), (told, told, []))
+        self.device.forget()
+        narrow.lose()
+        self.assertEqual(self.device.notices(), [Notice(NoticeCode.MAX_PAYLOAD, 1200)])
+        self.assertEqual(self.peer.notices(), [Notice(NoticeCode.SUPERSEDED)])
+
+    def test_also_when_it_moves_for_silence(self) -> None:
+        self.narrow(900)
+        self.device.forget()
+        self.scene.advance(1.5)
+        self.peer.datagram(b"still here")
+        self.assertEqual(self.device.notices(), [Notice(NoticeCode.MAX_PAYLOAD, 1200)])
+
+    def test_nothing_is_told_when_as_much_fits_as_before_or_nobody_is_left(self) -> None:
+        self.narrow(1200).lose()
+        self.assertEqual(self.device.notices(), [])
+        self.peer.lose()
+        self.assertEqual(self.device.notices(), [Notice(self.LEFT)])
+
+    def test_one_that_is_not_current_may_leave_without_a_word(self) -> None:
+        self.narrow(900)
+        self.device.forget()
+        self.peer.lose()
+        self.assertEqual(self.device.notices(), [])
 
     def test_an_unbound_connection_s_max_payload_concerns_nobody(self) -> None:
         client = self.scene.connect()

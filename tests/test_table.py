@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+from nacl.signing import SigningKey
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.fakes import DEVICE, EPOCH, OPEN_TIER, START, STRANGER, FakeEvents, FakeMember, id_of, make_token, refusal_of
@@ -86,6 +87,17 @@ class CreationTests(TableTestCase):
         tier = Tier("", 1000, 5000, 10)
         allocation = self.create(make_token(bandwidth_limit=2000, quota_bytes=300), tier)
         self.assertEqual((allocation.bandwidth_limit, allocation.quota), (1000, 300))
+
+    def test_another_token_brings_its_limits_and_its_tier(self) -> None:
+        allocation = self.create(make_token(), Tier("", 1000, 5000, 10))
+        token, tier = make_token(expires_at=EXPIRY + 1), Tier("better", 2000, 6000, 10)
+        allocation.set_limits(token, tier, self.now)
+        self.assertEqual((allocation.token, allocation.tier), (token, tier))
+        self.assertEqual((allocation.bandwidth_limit, allocation.quota), (2000, 6000))
+
+    def test_a_new_one_was_active_just_now(self) -> None:
+        allocation = self.create()
+        self.assertEqual((allocation.created_at, allocation.last_activity, allocation.bytes_transferred), (self.now, self.now, 0))
 
     def test_what_is_removed_is_not_found(self) -> None:
         allocation = self.create()
@@ -267,6 +279,12 @@ class TombstoneTests(TableTestCase):
         self.wall = EXPIRY + 499
         self.assertIs(self.refusal(make_token(expires_at=EXPIRY + 900)).code, ErrorCode.TERMINATED)
 
+    def test_the_token_s_expiry_counts_although_the_allocation_s_own_was_earlier(self) -> None:
+        self.table = self.make_table(allocation_timeout=100.0)
+        self.end(self.create(), TerminationReason.ADMINISTRATOR)
+        self.assertEqual(self.ended(3599.0), [])
+        self.assertIs(self.refusal().code, ErrorCode.TERMINATED)
+
     def test_what_ended_otherwise_can_be_made_again_and_goes_on_counting(self) -> None:
         for reason in self.OTHERS:
             self.table = self.make_table()
@@ -356,6 +374,36 @@ class TombstoneTests(TableTestCase):
             self.end(self.create(make_token(allocation_id=numbered(number))), TerminationReason.IDLE)
         self.assertEqual(self.create(first).bytes_transferred, 70)
         self.assertEqual(self.create(make_token(allocation_id=numbered(1))).bytes_transferred, 0)
+
+
+class SizeTests(TableTestCase):
+    """Nothing is kept of what is over (R6.9)."""
+
+    @property
+    def sizes(self) -> list[int]:
+        """How much each part of the table holds."""
+        table = self.table
+        parts = (table, table._per_device, table._tombstones, table._burial, table._expiry, table._absence)  # noqa: SLF001
+        return [len(part) for part in parts]
+
+    def test_an_empty_table_holds_nothing_whatever_was_in_it(self) -> None:
+        for number in range(20):
+            token = make_token(SigningKey(bytes((number,)) * 32))
+            self.end(self.create(token), TerminationReason.IDLE)
+            self.end(self.create(token), TerminationReason.QUOTA)
+        self.assertEqual(self.sizes, [0, 0, 20, 20, 0, 0])
+        self.assertEqual(self.ended(3600.0), [])
+        self.assertEqual(self.sizes, [0] * 6)
+
+    def test_what_was_made_again_is_no_longer_remembered_as_ended(self) -> None:
+        self.end(self.create(), TerminationReason.IDLE)
+        self.create()
+        self.assertEqual(self.sizes, [1, 1, 0, 0, 1, 1])
+
+    def test_what_was_forgotten_for_lack_of_room_is_forgotten_wholly(self) -> None:
+        for number in range(TOMBSTONES_PER_DEVICE + 10):
+            self.end(self.create(make_token(allocation_id=numbered(number))), TerminationReason.IDLE)
+        self.assertEqual(self.sizes, [0, 0, 1, TOMBSTONES_PER_DEVICE, 0, 0])
 
 
 class RefreshCheckTests(TableTestCase):

@@ -24,29 +24,31 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
+from zrc_relay.config_external import MAX_SECRET, Secret
 from zrc_relay.config_table import (
     CONFIG_VARIABLE,
     ENVIRONMENT_PREFIX,
     NOWHERE,
+    SECRETS,
     SETTINGS,
     TIER_KEYS,
     TIERS_TABLE,
     Config,
-    LogFormat,
     RequireProof,
+    SecretVariable,
     Section,
     Setting,
+    TrustModel,
     option_parameters,
 )
-from zrc_relay.config_values import show
+from zrc_relay.config_values import TIER_NAME, show
 from zrc_relay.core.tiers import BUILT_IN_TIERS, Tier
 
 __all__ = [
-    "CONFIG_VARIABLE", "SETTINGS", "TIER_KEYS", "Config", "ConfigError", "LogFormat", "Problem", "RequireProof", "Section",
-    "Setting", "Tier", "find_config", "load_config", "option_parameters",
+    "CONFIG_VARIABLE", "SETTINGS", "TIER_KEYS", "Config", "ConfigError", "Problem", "RequireProof", "Section",
+    "Setting", "Tier", "TrustModel", "find_config", "load_config", "option_parameters",
 ]
 
-_TIER_NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")  # short and plain, because metrics are labelled with it
 _DEFAULTS: Final[Mapping[str, Any]] = {item.name: item.default for item in fields(Config) if item.default is not MISSING}
 
 
@@ -131,11 +133,14 @@ class _Loading:
     def read_environment(self, environ: Mapping[str, str]) -> None:
         """Take in the variables that begin with the prefix."""
         known = {setting.variable: setting for setting in SETTINGS.values()}
+        secrets = {secret.variable: secret for secret in SECRETS.values()}
         for variable, raw in environ.items():
             if variable in known:
                 self._parse(known[variable], raw, f"variable {variable}", self._cwd)
+            elif variable in secrets:
+                self._parse_secret(secrets[variable], raw)
             elif variable.startswith(ENVIRONMENT_PREFIX) and variable != CONFIG_VARIABLE and not _is_service_link(variable, raw):
-                remedy = _remedy(variable, [*known, CONFIG_VARIABLE], "unset it", prefix=ENVIRONMENT_PREFIX)
+                remedy = _remedy(variable, [*known, *secrets, CONFIG_VARIABLE], "unset it", prefix=ENVIRONMENT_PREFIX)
                 self._problem(variable, "environment", "unknown variable", remedy)
 
     def read_options(self, options: Mapping[str, str | None]) -> None:
@@ -150,7 +155,7 @@ class _Loading:
         if self._knows_everything_given:
             for setting in SETTINGS.values():
                 if setting.is_required and setting.name not in self._values and setting.name not in self._unusable:
-                    self._missing(setting)
+                    self._miss(setting)
         self._compare()
         if self._problems:
             raise ConfigError(self._problems)
@@ -163,10 +168,24 @@ class _Loading:
 
     def _read(self, name: str, raw: object, *, source: str, base: Path, known: list[str]) -> None:
         setting = SETTINGS.get(name)
-        if setting is None:
+        if name in SECRETS:
+            secret = SECRETS[name]
+            right = f"put it in a file that {secret.path_setting} names, or in {secret.variable}"
+            self._problem(name, source, "a secret does not belong here", right)
+        elif setting is None:
             self._problem(name, source, "unknown setting", _remedy(name, known))
         else:
             self._parse(setting, raw, source, base)
+
+    def _parse_secret(self, secret: SecretVariable, raw: str) -> None:
+        source = f"variable {secret.variable}"
+        try:
+            self._values[secret.name] = Secret.parse(raw, secret.minimum)
+            self._sources[secret.name] = source
+        except ValueError as error:  # which does not quote it
+            self._unusable.add(secret.name)
+            right = f"must be {secret.minimum} to {MAX_SECRET} printable ASCII characters without blanks"
+            self._problem(secret.name, source, str(error), right)
 
     def _parse(self, setting: Setting, raw: object, source: str, base: Path) -> None:
         try:
@@ -182,7 +201,7 @@ class _Loading:
             return
         for name, table in raw.items():
             where = f"{TIERS_TABLE}.{name}"
-            if not _TIER_NAME.fullmatch(name):
+            if not TIER_NAME.fullmatch(name):
                 right = "must be 1 to 32 of a-z, 0-9, - and _, and begin with a letter or digit"
                 self._problem(where, self._toml, "not a tier's name", right)
             if isinstance(table, dict):
@@ -205,7 +224,12 @@ class _Loading:
                     self._problem(f"{where}.{key}", self._toml, f"{show(raw)} {error}", f"must be {kind.expected}")
         return changes
 
-    def _missing(self, setting: Setting) -> None:
+    def _miss(self, setting: Setting) -> None:
+        """A required setting was not given; there may be another one that makes it unnecessary."""
+        if setting.unless is not None:
+            other, value = setting.unless
+            if other in self._unusable or self._values.get(other, _DEFAULTS[other]) == value:
+                return
         in_file = f"in {self._toml}" if self._toml else "in a TOML file"
         self._problem(
             setting.name, "not given", "required",
@@ -227,6 +251,37 @@ class _Loading:
                 "keepalive_interval", self._source("keepalive_interval"), "connections would die between two keepalives",
                 f"must be shorter than quic_idle_timeout, which is {text} ({self._source('quic_idle_timeout')})",
             )
+
+        self._compare_admission()
+        self._compare_secrets("webhook_url", "webhook_secret")
+        self._compare_secrets("bouncer_url", "bouncer_key")
+
+    def _compare_admission(self) -> None:
+        """The lists of networks with each other, and a tier's name with the tiers there are."""
+        both = sorted(set(self._values.get("allow", ())) & set(self._values.get("block", ())))
+        if both:
+            self._problem(
+                "block", self._source("block"), f"{both[0]} is allowed, too",
+                f"a network may be in one list only, and allow ({self._source('allow')}) has it",
+            )
+        tier = self._values.get("self_certified_tier")
+        known = sorted({*BUILT_IN_TIERS, *self._tier_tables})
+        if tier is not None and tier not in known:
+            right = f"must be one of {', '.join(known)}"
+            self._problem("self_certified_tier", self._source("self_certified_tier"), f"there is no tier {show(tier)}", right)
+
+    def _compare_secrets(self, url: str, name: str) -> None:
+        """Exactly one source for the secret that goes with a URL."""
+        secret = SECRETS[name]
+        if self._unusable & {url, name, secret.path_setting}:
+            return
+        has_path = self._values.get(secret.path_setting) is not None
+        if has_path and name in self._values:
+            right = f"unset it or remove {secret.path_setting} ({self._source(secret.path_setting)})"
+            self._problem(name, self._source(name), "the secret is given twice", right)
+        elif self._values.get(url) is not None and not has_path and name not in self._values:
+            right = f"name a file with {secret.path_setting}, or set {secret.variable}"
+            self._problem(url, self._source(url), "there is no secret to go with it", right)
 
     def _pair(self, first: str, second: str) -> tuple[float, float]:
         """Both values; those that stand in the table if either is unusable, because they get along."""

@@ -49,7 +49,9 @@ with its default.
 | duration | `"100ms"`, `"30s"`, `"1.5min"` (or `m`), `"8h"`, `"30d"` | seconds |
 | size | `"500 MB"`, `"1 GB"` (10⁹ bytes), `"1 GiB"` (2³⁰ bytes) | bytes |
 | bandwidth | `"10 Mbit/s"`, `"1.25 MB/s"` (the same), `"1 MiB/s"` | bytes per second |
+| rate | `"30/min"`, `"10/s"`, `"5/h"`: as many at once, and so many in that time | |
 | addresses | `"192.0.2.1"`, `"0.0.0.0, ::"`; in TOML also `["0.0.0.0", "::"]` | |
+| networks | `"192.0.2.0/24, 2001:db8::/32"`; in TOML also `["192.0.2.0/24", "203.0.113.9"]` | |
 | yes or no | `true`, `false`; outside TOML also `yes`, `no`, `on`, `off`, `1`, `0` | |
 | path | relative to the directory of the TOML file; given elsewhere, to the current directory | |
 
@@ -66,7 +68,7 @@ def _reference_sections() -> Iterator[str]:
     for section in Section:
         yield f"## {section.value}\n"
         for setting in _settings_of(section):
-            default = "required" if setting.default is None else f"default `{setting.default}`"
+            default = setting.default_note if setting.default is None else f"default `{setting.default}`"
             yield f"### `{setting.name}`\n"
             yield f"{setting.help}\n"
             yield f"{default[0].upper()}{default[1:]}. Must be {_as_code(setting.kind.expected)}.  "

@@ -18,8 +18,23 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
-from zrc_relay.config_units import ByteRate, Duration, Integer, Size
-from zrc_relay.config_values import MAX_PORT, Boolean, Choice, FilePath, HexId, IPAddress, IPAddressList, Kind, OrNone
+from zrc_relay.config_external import HttpUrl, Secret
+from zrc_relay.config_units import ByteRate, Duration, EventRate, Integer, Size
+from zrc_relay.config_values import (
+    MAX_PORT,
+    Boolean,
+    Choice,
+    FilePath,
+    HexId,
+    IPAddress,
+    IPAddressList,
+    Kind,
+    NetworkList,
+    OrNone,
+    TierName,
+)
+from zrc_relay.core.cidr import Network
+from zrc_relay.core.sources import Rate
 from zrc_relay.core.tiers import BUILT_IN_TIERS, DEFAULT_MAX_ALLOCATIONS, Tier
 
 ENVIRONMENT_PREFIX: Final = "ZRC_RELAY_"
@@ -49,12 +64,11 @@ class RequireProof(Enum):
 
 
 @unique
-class LogFormat(Enum):
-    """How log events are written."""
+class TrustModel(Enum):
+    """Which devices may sign tokens (R8)."""
 
-    AUTO = "auto"
-    TEXT = "text"
-    JSON = "json"
+    PINNED = "pinned"
+    SELF_CERTIFIED = "self-certified"
 
 
 @unique
@@ -63,10 +77,12 @@ class Section(Enum):
 
     LISTENING = "Listening and identity"
     TOKENS = "Who may use the relay"
+    ADMISSION = "How often, and from where"
     LIFETIME = "Lifetime of allocations and connections"
     LIMITS = "Limits"
     FORWARDING = "Forwarding"
     OPERATION = "Operation"
+    EXTERNAL = "Security events and external abuse systems"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +94,8 @@ class Setting:
     default: str | None
     section: Section
     help: str
+    unless: tuple[str, Any] | None = None
+    """A required setting is not missed when another one, named here, has this value."""
 
     @property
     def variable(self) -> str:
@@ -92,12 +110,33 @@ class Setting:
     @property
     def default_note(self) -> str:
         """What help and reference say about its default."""
-        return "required" if self.default is None else f"default: {self.default}"
+        if self.default is not None:
+            return f"default: {self.default}"
+        if self.unless is None:
+            return "required"
+        other, value = self.unless
+        return f"required unless {other} is {SETTINGS[other].kind.format(value)}"
 
     @property
     def is_required(self) -> bool:
         """Whether there is no default."""
         return self.default is None
+
+
+@dataclass(frozen=True, slots=True)
+class SecretVariable:
+    """A secret that a variable may hold instead of a file; neither the command line nor the TOML file takes it."""
+
+    name: str
+    path_setting: str
+    """The setting that names the file."""
+    minimum: int
+    """Shortest one that will do, in characters."""
+
+    @property
+    def variable(self) -> str:
+        """Its environment variable."""
+        return ENVIRONMENT_PREFIX + self.name.upper()
 
 
 NOWHERE: Final = Path()
@@ -113,9 +152,16 @@ def _default(text: str, kind: Kind[Any], section: Section, help_: str) -> Any:
     return field(default=kind.parse(text, NOWHERE), metadata=_row(kind, section, help_, default=text))
 
 
-def _required(kind: Kind[Any], section: Section, help_: str) -> Mapping[str, Any]:
+def _required(
+    kind: Kind[Any], section: Section, help_: str, *, unless: tuple[str, Any] | None = None
+) -> Mapping[str, Any]:
     """Metadata of a field without a default. The field itself is left to ``dataclasses.field``, which type checkers know."""
-    return _row(kind, section, help_)
+    return {**_row(kind, section, help_), "unless": unless}
+
+
+def _secret(path_setting: str, minimum: int) -> Mapping[str, Any]:
+    """Metadata of a field for the secret that the file of ``path_setting`` would hold."""
+    return {"path_setting": path_setting, "minimum": minimum}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,8 +188,15 @@ class Config:
     relay_id: bytes = field(metadata=_required(
         HexId(16), Section.LISTENING, "Who this relay is to tokens; all instances of a cluster share it."))
 
-    device_keys_path: Path = field(metadata=_required(
-        FilePath(), Section.TOKENS, "TOML file with a [[device]] table for each device that may sign tokens."))
+    trust: TrustModel = _default(
+        "pinned", Choice(TrustModel), Section.TOKENS,
+        "Which devices may sign tokens: those whose keys are pinned, or also any that proves possession of the key whose hash "
+        "its id is.")
+    self_certified_tier: str = _default(
+        "free", TierName(), Section.TOKENS, "Tier of the devices that are not pinned, where trust is self-certified.")
+    device_keys_path: Path | None = field(default=None, metadata=_required(
+        FilePath(), Section.TOKENS, "TOML file with a [[device]] table for each device that may sign tokens.",
+        unless=("trust", TrustModel.SELF_CERTIFIED)))
     require_proof: RequireProof = _default(
         "always", Choice(RequireProof), Section.TOKENS,
         "Who must prove possession of the key that the token names; a token alone is enough for the others.")
@@ -151,6 +204,32 @@ class Config:
         "24h", Duration("1s", "3650d"), Section.TOKENS, "How far in the future a token may expire.")
     revoke_ends_sessions: bool = _default(
         "true", Boolean(), Section.TOKENS, "Whether taking a device's key away ends the allocations it has.")
+
+    connection_rate: Rate | None = _default(
+        "30/min", OrNone(EventRate()), Section.ADMISSION,
+        "Connections that one source may make, and as many at once. A source is an IPv4 address or an IPv6 /64; only those count "
+        "that have shown that they are there.")
+    allocation_rate: Rate | None = _default(
+        "10/min", OrNone(EventRate()), Section.ADMISSION,
+        "Allocations that one source may make; requests that are refused count, too.")
+    rejoin_rate: Rate | None = _default(
+        "100/min", OrNone(EventRate()), Section.ADMISSION,
+        "How often one source may join allocations that are there, or ask for ones whose device has yet to come.")
+    stun_rate: Rate | None = _default(
+        "60/min", OrNone(EventRate()), Section.ADMISSION, "STUN requests of one source that are answered.")
+    allow: tuple[Network, ...] = _default(
+        "none", NetworkList(), Section.ADMISSION,
+        "Networks that are served. When there are any, nobody else is; of all lists the most specific network decides.")
+    block: tuple[Network, ...] = _default(
+        "none", NetworkList(), Section.ADMISSION, "Networks that are not served; of all lists the most specific network decides.")
+    handshake_pressure: int = _default(
+        "64", Integer(0, 1000, "handshakes"), Section.ADMISSION,
+        "Open handshakes from which on every client has to show that its address is real, which costs it a round trip; 0 asks "
+        "always.")
+    amplification_block: float = _default(
+        "10min", Duration("1s", "1d"), Section.ADMISSION,
+        "How long a source has to show that its address is real after it left several handshakes unfinished, as happens to whom "
+        "somebody else's packets are made to name as their source.")
 
     allocation_timeout: float = _default(
         "8h", Duration("1s", "3650d"), Section.LIFETIME,
@@ -207,10 +286,34 @@ class Config:
 
     drain_timeout: float = _default(
         "30s", Duration("0s", "1h"), Section.OPERATION, "How long a relay that is stopping waits for its clients to leave.")
-    log_format: LogFormat = _default(
-        "auto", Choice(LogFormat), Section.OPERATION, "auto writes text to a terminal and JSON to anything else.")
     state_dir: Path | None = _default(
         "none", OrNone(FilePath()), Section.OPERATION, "Directory for what should outlive a restart; none keeps nothing.")
+
+    security_log: Path | None = _default(
+        "none", OrNone(FilePath()), Section.EXTERNAL,
+        "File for the security events, one JSON object on each line; none writes them with the log.")
+    webhook_url: str | None = _default(
+        "none", OrNone(HttpUrl(with_query=True)), Section.EXTERNAL,
+        "Where security events are posted, in batches; the answer may name sources to block.")
+    webhook_secret_path: Path | None = _default(
+        "none", OrNone(FilePath()), Section.EXTERNAL,
+        "File with the secret that signs what is posted, 16 characters or more; ZRC_RELAY_WEBHOOK_SECRET may hold it instead.")
+    webhook_ca_path: Path | None = _default(
+        "none", OrNone(FilePath()), Section.EXTERNAL,
+        "PEM file with the certificates that the webhook's may be signed by; none trusts those of the host.")
+    bouncer_url: str | None = _default(
+        "none", OrNone(HttpUrl()), Section.EXTERNAL,
+        "Local API of a CrowdSec-style engine whose decisions are followed; /v1/decisions/stream is appended.")
+    bouncer_key_path: Path | None = _default(
+        "none", OrNone(FilePath()), Section.EXTERNAL,
+        "File with the API key for it; ZRC_RELAY_BOUNCER_KEY may hold the key instead.")
+    bouncer_ca_path: Path | None = _default(
+        "none", OrNone(FilePath()), Section.EXTERNAL,
+        "PEM file with the certificates that the engine's may be signed by; none trusts those of the host.")
+    bouncer_interval: float = _default(
+        "10s", Duration("1s", "1h"), Section.EXTERNAL, "How often the engine is asked for new decisions.")
+    webhook_secret: Secret | None = field(default=None, metadata=_secret("webhook_secret_path", 16))
+    bouncer_key: Secret | None = field(default=None, metadata=_secret("bouncer_key_path", 1))
 
     tiers: Mapping[str, Tier] = field(default_factory=lambda: BUILT_IN_TIERS, hash=False)
     """The tiers by name: built in, changed or added by ``[tiers.<name>]`` tables."""
@@ -221,9 +324,14 @@ class Config:
 
 
 SETTINGS: Final[Mapping[str, Setting]] = MappingProxyType({
-    item.name: Setting(item.name, **item.metadata) for item in fields(Config) if item.metadata
+    item.name: Setting(item.name, **item.metadata) for item in fields(Config) if "kind" in item.metadata
 })
 """The table, by name, in the order of the fields."""
+
+SECRETS: Final[Mapping[str, SecretVariable]] = MappingProxyType({
+    item.name: SecretVariable(item.name, **item.metadata) for item in fields(Config) if "path_setting" in item.metadata
+})
+"""What may come from the environment and is no setting, by name."""
 
 TIER_KEYS: Final[Mapping[str, tuple[str, Kind[int | None], str]]] = MappingProxyType({
     "bandwidth_limit": (

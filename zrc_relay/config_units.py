@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Final
 
 from zrc_relay.config_values import NOT_UNDERSTOOD, OUT_OF_RANGE, WRONG_TYPE, Quoted, Unquoted, show, text_of
+from zrc_relay.core.sources import Rate
 
 _MAX_BITS: Final = 128
 """Longest native integer looked at: far beyond every bound, and short enough to be printed."""
@@ -134,14 +135,6 @@ class ByteRate(Quoted):
         """See ``Kind``."""
         rate = int(str(value))
         return _with_prefix(8 * rate, "bit/s", _DECIMAL) or _with_prefix(rate, "B/s", _PREFIXES)
-
-
-@dataclass(frozen=True, slots=True)
-class Rate:
-    """How often something may happen: ``events`` per ``seconds``."""
-
-    events: int
-    seconds: int
 
 
 @dataclass(frozen=True, slots=True)

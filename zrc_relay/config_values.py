@@ -24,6 +24,8 @@ from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 from typing import Final, Generic, Protocol, TypeVar
 
+from zrc_relay.core.cidr import Network
+
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 E = TypeVar("E", bound=Enum)
@@ -42,6 +44,8 @@ _ABSENT: Final = ("none", "off")
 _BOOLEANS: Final[Mapping[str, bool]] = {
     "true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False,
 }
+TIER_NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
+"""What a tier may be called: short and plain, because metrics are labelled with it."""
 _HEX: Final = re.compile(r"[0-9a-fA-F]+")
 _ENDPOINT: Final = re.compile(r"([a-z0-9]+):(.+)", re.DOTALL)
 _ENDPOINT_TYPES: Final = ("tcp", "tcp6", "ssl", "unix", "systemd")
@@ -301,6 +305,73 @@ class IPAddressList:
     def toml(self, value: object) -> str:
         """See ``Kind``."""
         return f"[{', '.join(map(quote, _strings(value)))}]"
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkList:
+    """Networks and single addresses: text with commas between them, or a TOML list; none twice, and perhaps none at all."""
+
+    @property
+    def expected(self) -> str:
+        """See ``Kind``."""
+        return 'networks or addresses such as "192.0.2.0/24, 2001:db8::/32", or "none"'
+
+    def parse(self, raw: object, base: Path) -> tuple[Network, ...]:  # noqa: ARG002 - the seam's signature
+        """See ``Kind``."""
+        if isinstance(raw, str) and text_of(raw).lower() in _ABSENT:
+            return ()
+        items = raw if isinstance(raw, list) else [item.strip() for item in text_of(raw).split(",")]
+        networks: dict[Network, None] = {}
+        for item in items:
+            try:
+                network = _network(item)
+            except ValueError as error:
+                msg = f"holds {show(item)}, which {error}" if len(items) > 1 else str(error)
+                raise ValueError(msg) from error
+            if network in networks:
+                msg = f"holds {network} twice"
+                raise ValueError(msg)
+            networks[network] = None
+        return tuple(networks)
+
+    def format(self, value: object) -> str:
+        """See ``Kind``."""
+        return ", ".join(_strings(value)) or _ABSENT[0]
+
+    def toml(self, value: object) -> str:
+        """See ``Kind``."""
+        return f"[{', '.join(map(quote, _strings(value)))}]"
+
+
+def _network(item: object) -> Network:
+    text = text_of(item)
+    try:
+        network = Network.parse(text)
+    except ValueError as error:
+        msg = "is neither a network nor an IP address"
+        raise ValueError(msg) from error
+    try:
+        return Network.parse(text, strict=True)
+    except ValueError as error:
+        msg = f"has bits behind its prefix: the network is {network}"
+        raise ValueError(msg) from error
+
+
+@dataclass(frozen=True, slots=True)
+class TierName(Quoted):
+    """The name of a tier; whether there is one of that name is found out when all tiers are known."""
+
+    @property
+    def expected(self) -> str:
+        """See ``Kind``."""
+        return "the name of a tier"
+
+    def parse(self, raw: object, base: Path) -> str:  # noqa: ARG002 - the seam's signature
+        """See ``Kind``."""
+        text = text_of(raw)
+        if not TIER_NAME.fullmatch(text):
+            raise ValueError(NOT_UNDERSTOOD)
+        return text
 
 
 def _strings(value: object) -> list[str]:

@@ -14,7 +14,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
-from zrc_relay.quic.connection import ALPN, CONGESTION_CONTROL, MAX_DATAGRAM_FRAME
+from zrc_relay.quic.congestion import CONGESTION_CONTROL
+from zrc_relay.quic.connection import ALPN, MAX_DATAGRAM_FRAME
 from zrc_relay.quic.endpoint import SUPPORTED_VERSIONS, Credentials
 
 _SIGNING_KEYS = (ec.EllipticCurvePrivateKey, ed25519.Ed25519PrivateKey, ed448.Ed448PrivateKey, rsa.RSAPrivateKey)

@@ -4,6 +4,8 @@
 
     RelayService(MultiService)      stopService: not ready -> refuse new -> drain -> close -> stop children
     |- sweeper                      expiry, absence, held-back notices
+    |- security-log                 what was suppressed in the stream of security events
+    |- webhook, bouncer             external abuse systems, when there are any
     `- relay-quic                   the UDP sockets
 
 ``MultiService`` starts and stops its children all at once and ignores what they return; the order of stopping is ours.
@@ -19,20 +21,23 @@ from pathlib import Path
 from typing import Any, Final
 
 from twisted.application.service import MultiService, Service
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, DeferredList, maybeDeferred, succeed
 from twisted.internet.error import CannotListenError
 from twisted.logger import Logger
 
+from zrc_relay.abuse.setup import Environment, SetupError, make_parts
 from zrc_relay.config import Config
 from zrc_relay.core.codes import ErrorCode, Role
 from zrc_relay.core.keys import DeviceKeys, KeyFileError, parse_device_keys
 from zrc_relay.core.relay import Policy, Relay
 from zrc_relay.core.wire import NO_ADDRESS, Address
 from zrc_relay.credentials import load_credentials
+from zrc_relay.linefile import LineFile
 from zrc_relay.logs import EventLog
 from zrc_relay.quic.endpoint import MAX_HANDSHAKES, Endpoint, EndpointSettings
 from zrc_relay.quic.ids import SECRET_SIZE, ConnectionIds
 from zrc_relay.quic.udp import UdpPort
+from zrc_relay.securitylog import SUMMARY_INTERVAL, SecurityLog
 from zrc_relay.tasks import Ticker
 
 SWEEP_INTERVAL: Final = 0.25
@@ -85,16 +90,16 @@ class QuicService(Service):
         super().startService()
         self.privilegedStartService()
 
-    def stopService(self) -> None:
-        """Close the sockets."""
+    def stopService(self) -> Deferred[Any]:
+        """Close the sockets; fires when they are closed."""
         super().stopService()
         self._endpoint.stop()
-        self._stop_ports()
+        return self._stop_ports()
 
-    def _stop_ports(self) -> None:
-        for udp_port in self.ports:
-            udp_port.stopListening()
+    def _stop_ports(self) -> Deferred[Any]:
+        stopped = DeferredList([maybeDeferred(udp_port.stopListening) for udp_port in self.ports])
         self.ports.clear()
+        return stopped
 
 
 class RelayService(MultiService):
@@ -129,7 +134,8 @@ class RelayService(MultiService):
             max_streams=config.max_streams,
         )
         keys = load_device_keys(config)
-        self.relay = Relay(policy_of(config, random(8)), keys, EventLog(now), now=now())
+        self.security_log = SecurityLog(EventLog(now), now=now, wall=wall, file=security_file(config))
+        self.relay = Relay(policy_of(config, random(8)), keys, self.security_log, now=now())
         self.endpoint = Endpoint(
             self.relay,
             credentials,
@@ -152,6 +158,18 @@ class RelayService(MultiService):
         self.sweeper = Ticker(reactor, SWEEP_INTERVAL, self._sweep, "sweeper")
         self.addService(self.sweeper)
         self.addService(self.quic)
+        self.addService(Ticker(reactor, SUMMARY_INTERVAL, self.security_log.summarise, "security-log"))
+        environment = Environment(reactor, now, wall, lambda: random(1)[0] / 0xFF)
+        try:
+            parts = make_parts(config, environment, self.relay.admission.lists, self.relay.policy.instance_id)
+        except SetupError as error:
+            raise StartError(str(error)) from error
+        self.webhook, self.bouncer = parts
+        if self.webhook is not None:
+            self.security_log.sinks.append(self.webhook)
+        for part in parts:
+            if part is not None:
+                self.addService(part)
 
     def startService(self) -> None:
         """Start the children; ready when they are."""
@@ -174,13 +192,17 @@ class RelayService(MultiService):
         self.endpoint.sweep()
         self._log.info("{devices} device keys reloaded; {ended} allocations ended", devices=len(keys), ended=ended)
 
+    def reopen_logs(self) -> None:
+        """Go on in new files, after the old ones were renamed."""
+        self.security_log.reopen()
+
     def drain(self) -> Deferred[None]:
         """Be not ready, refuse ALLOCATE, tell everyone; the Deferred fires when all are gone or ``drain_timeout`` is over."""
         self.ready = False
         if self._drained is None:
             timeout = self._config.drain_timeout
             self.relay.drain(self._wall() + timeout)
-            if not len(self.relay.table):
+            if not self.relay.is_in_use:
                 self._drained = succeed(None)
                 return succeed(None)
             self._log.info(
@@ -204,20 +226,27 @@ class RelayService(MultiService):
         if self._drained is not None and not self._drained.called:
             self._drained.callback(None)
 
-    def _close(self, _: object) -> None:
+    def _close(self, _: object) -> Deferred[Any]:
         self.endpoint.close_all(ErrorCode.DRAINING, "the relay stops")
         self._log.info("relay stopped")
-        super().stopService()
+        stopped: Deferred[Any] = super().stopService()
+        return stopped.addBoth(self._closed)
+
+    def _closed(self, result: object) -> object:
+        self.security_log.close()
+        return result
 
     def _sweep(self) -> None:
         self.endpoint.sweep()
-        if self._drained is not None and not len(self.relay.table):
+        if self._drained is not None and not self.relay.is_in_use:
             self.stop_draining()
 
 
 def load_device_keys(config: Config) -> DeviceKeys:
-    """The devices of ``device_keys_path``; ``StartError`` with every problem on its own line."""
+    """The devices of ``device_keys_path``, if there is one; ``StartError`` with every problem on its own line."""
     path = config.device_keys_path
+    if path is None:
+        return DeviceKeys()
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -227,6 +256,17 @@ def load_device_keys(config: Config) -> DeviceKeys:
         return parse_device_keys(text, tiers=config.tiers)
     except KeyFileError as error:
         raise StartError("\n".join(f"{path}: {problem}" for problem in error.problems)) from error
+
+
+def security_file(config: Config) -> LineFile | None:
+    """The file of ``security_log``, or None; ``StartError`` when it cannot be opened."""
+    if config.security_log is None:
+        return None
+    try:
+        return LineFile(config.security_log)
+    except OSError as error:
+        msg = f"cannot write the security log {config.security_log}: {error.strerror or error}"
+        raise StartError(msg) from error
 
 
 def reset_secret(state_dir: Path | None, random: Callable[[int], bytes]) -> bytes:

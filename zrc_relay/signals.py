@@ -1,4 +1,4 @@
-"""Signals: SIGTERM and SIGINT drain, and the second one stops at once; SIGHUP reads the device keys again.
+"""Signals: SIGTERM and SIGINT drain, and the second one stops at once; SIGHUP reads keys again and goes on in new log files.
 
 Twisted's own handlers stop the reactor, which waits for ``RelayService.stopService`` and so for the drain; but they know no
 second time. These handlers are installed when the reactor runs, after Twisted's.
@@ -44,6 +44,7 @@ class Signals(Service):
     def _hung_up(self, number: int, frame: FrameType | None) -> None:
         del number, frame
         self._reactor.callFromThread(self._relay.reload_keys)
+        self._reactor.callFromThread(self._relay.reopen_logs)
 
     def stop(self, why: str) -> None:
         """Stop in peace; the second time at once."""

@@ -15,6 +15,7 @@ from zrc_relay.credentials import CredentialsError
 from zrc_relay.service import RelayService, StartError
 from zrc_relay.signals import Signals
 
+STATUS_CANNOT_START = 1
 STATUS_BAD_CONFIGURATION = 2
 
 
@@ -24,6 +25,17 @@ class Options(usage.Options):
     synopsis = "[options]"
     longdesc = "Runs a relay for devices that cannot reach each other. `zrc-relay dev-setup DIR` makes a configuration to try."
     optParameters = option_parameters()
+
+
+class RelayProcess(RelayService):
+    """A relay that is a process of its own: what keeps it from starting ends the process, with one line and no traceback."""
+
+    def privilegedStartService(self) -> None:
+        """Bind the sockets, or exit."""
+        try:
+            super().privilegedStartService()
+        except StartError as error:
+            give_up(str(error).splitlines(), STATUS_CANNOT_START)
 
 
 def makeService(options: Mapping[str, str | None]) -> RelayService:
@@ -39,7 +51,7 @@ def build_service(options: Mapping[str, str], reactor: Any = None) -> RelayServi
     given = dict(options)
     path = find_config(os.environ, given.pop("config", None))
     try:
-        service = RelayService(load_config(path=path, environ=os.environ, options=given), reactor)
+        service = RelayProcess(load_config(path=path, environ=os.environ, options=given), reactor)
     except ConfigError as error:
         give_up([str(problem) for problem in error.problems])
     except (CredentialsError, StartError) as error:
@@ -57,8 +69,8 @@ def use_monotonic_time(reactor: Any) -> None:
         reactor.seconds = time.monotonic
 
 
-def give_up(problems: list[str]) -> NoReturn:
-    """Say what is wrong, one line each, and exit with status 2."""
+def give_up(problems: list[str], status: int = STATUS_BAD_CONFIGURATION) -> NoReturn:
+    """Say what is wrong, one line each, and exit with ``status``."""
     for problem in problems:
         sys.stderr.write(f"zrc-relay: {problem}\n")
-    raise SystemExit(STATUS_BAD_CONFIGURATION)
+    raise SystemExit(status)

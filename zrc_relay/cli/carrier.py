@@ -126,7 +126,7 @@ class Tunnel:
                 trust=link.trust,
                 timeout=timeout,
                 on_datagram=self._from_relay,
-                on_notice=self._noticed,
+                on_notice=self.noticed,
             )
         except BaseException:  # cancelled, too
             local.stop()
@@ -157,7 +157,7 @@ class Tunnel:
         """A datagram of the local program; what ``LocalPort`` calls."""
         connection = self._connection
         if connection is None or connection.is_closed:
-            self._statistics.dropped["before the relay was there"] += 1
+            self._statistics.dropped["without a relay"] += 1
             return
         try:
             connection.send(payload)
@@ -174,6 +174,7 @@ class Tunnel:
             self._statistics.received.count(payload)
         else:
             self._statistics.dropped["for no local program yet"] += 1
+            self._warn_sometimes("for no local program yet", "what arrives is dropped until a local program has sent something")
 
     # -- what the user hears
 
@@ -191,7 +192,8 @@ class Tunnel:
         else:
             self._tell(f"waiting for the {self._other_end}")
 
-    def _noticed(self, event: NoticeEvent) -> None:
+    def noticed(self, event: NoticeEvent) -> None:
+        """A notice of the relay; what the connection calls."""
         match event:
             case PeerJoined(max_payload=largest):
                 self._tell(f"the {self._other_end} joined; it takes datagrams of up to {largest} bytes")

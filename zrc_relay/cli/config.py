@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import click
 from cryptography import x509
 
+from zrc_relay.abuse.setup import SetupError, check_external
 from zrc_relay.cli.console import print_fields, when
 from zrc_relay.cli.errors import BadInput, complain
 from zrc_relay.config import SETTINGS, Config, ConfigError, find_config, load_config
@@ -51,10 +52,11 @@ def check_config(path: str | None, **settings: str | None) -> None:
     problems: list[str] = []
     credentials = _try(problems, _credentials, config)
     keys = _try(problems, load_device_keys, config)
-    if credentials is None or keys is None:
+    warnings = _try(problems, check_external, config)
+    if credentials is None or keys is None or warnings is None:
         raise BadInput("\n".join(problems))
     certificate = credentials.configuration.certificate
-    for warning in _warnings(config, certificate):
+    for warning in [*_warnings(config, certificate), *warnings]:
         complain(f"warning: {warning}")
     click.echo("OK")
     print_fields(_summary(config, certificate, credentials.certificate_sha256, keys))
@@ -66,7 +68,7 @@ T = TypeVar("T")
 def _try(problems: list[str], load: Callable[[Config], T], config: Config) -> T | None:
     try:
         return load(config)
-    except (CredentialsError, StartError) as error:
+    except (CredentialsError, SetupError, StartError) as error:
         problems.extend(str(error).splitlines())
         return None
 

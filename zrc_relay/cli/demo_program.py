@@ -200,15 +200,17 @@ class Server(threading.Thread):
 class Client:
     """Asks, and sends in bulk, to the server that is reached at UDP port ``port`` of 127.0.0.1.
 
-    ``check`` is called now and then and may raise: whoever carries the datagrams may be gone.
+    ``check`` is called now and then and may raise: whoever carries the datagrams may be gone. ``patience`` is how many seconds a
+    response may take.
     """
 
-    def __init__(self, key: bytes, port: int, check: Callable[[], None]) -> None:
+    def __init__(self, key: bytes, port: int, check: Callable[[], None], *, patience: float = ANSWER_PATIENCE) -> None:
         self._codec = Codec(key)
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._socket.connect(("127.0.0.1", port))
         self._socket.settimeout(0)
         self._check = check
+        self._patience = patience
 
     @property
     def tally(self) -> Tally:
@@ -229,7 +231,7 @@ class Client:
                 number += 1
                 started = time.monotonic()
                 self._send(Kind.ASK, number, 0, body)
-                if self._await_answer(number, body, started + ANSWER_PATIENCE):
+                if self._await_answer(number, body, started + self._patience):
                     times.append(time.monotonic() - started)
                     break
                 self._check()
@@ -265,7 +267,7 @@ class Client:
 
     def settle(self, is_settled: Callable[[], bool]) -> None:
         """Receive what is still under way, until ``is_settled`` or for a short while."""
-        deadline = time.monotonic() + ANSWER_PATIENCE
+        deadline = time.monotonic() + self._patience
         while not is_settled() and time.monotonic() < deadline:
             self._receive(_POLL)
 

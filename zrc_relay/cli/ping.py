@@ -24,7 +24,9 @@ from zrc_relay.core.wire import RelayEntry
 INTERVAL: Final = 0.1
 """Seconds between two pings."""
 MAX_COUNT: Final = 50
-"""Pings in one run: with these, short of the 10 s after which a relay closes a connection that does not allocate."""
+"""Pings in one run."""
+MAX_DURATION: Final = 8.0
+"""Seconds of one run: a relay closes a connection that does not allocate 10 s after the handshake (PROTOCOL §4)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,18 +69,29 @@ def ping(*, relay: HostPort, count: int, timeout: float, as_json: bool, **trust:
     console().print(_relay_table(result.relays))
 
 
-async def measure(reactor: Any, relay: HostPort, trust: Trust, *, count: int, timeout: float = CONNECT_TIMEOUT) -> PingResult:
-    """Connect and measure; ``Failure`` when the relay cannot be reached or stops answering."""
+async def measure(
+    reactor: Any,
+    relay: HostPort,
+    trust: Trust,
+    *,
+    count: int,
+    timeout: float = CONNECT_TIMEOUT,
+    duration: float = MAX_DURATION,
+) -> PingResult:
+    """Connect and measure ``count`` round trips, or as many as can be begun in ``duration`` seconds, at least one.
+
+    ``Failure`` when the relay cannot be reached or stops answering within ``timeout`` seconds.
+    """
     started = time.monotonic()
     try:
         connection = await connect_unbound(reactor, relay.host, relay.port, trust=trust, timeout=timeout)
     except RELAY_TROUBLE as error:
         raise trouble(error, relay) from error
-    handshake = time.monotonic() - started
+    connected = time.monotonic()
     try:
         relays = await connection.list_relays().addTimeout(timeout, reactor)
         round_trips: list[float] = []
-        for _ in range(count):
+        while not round_trips or (len(round_trips) < count and time.monotonic() < connected + duration):
             if round_trips:
                 await deferLater(reactor, INTERVAL)
             round_trips.append(await connection.ping().addTimeout(timeout, reactor))
@@ -89,7 +102,7 @@ async def measure(reactor: Any, relay: HostPort, trust: Trust, *, count: int, ti
         raise trouble(error, relay) from error
     finally:
         connection.close()
-    return PingResult(handshake, tuple(round_trips), relays)
+    return PingResult(connected - started, tuple(round_trips), relays)
 
 
 def as_dict(relay: HostPort, result: PingResult) -> dict[str, object]:

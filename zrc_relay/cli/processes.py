@@ -11,7 +11,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -75,7 +75,7 @@ class Child:
             how = f"was ended by signal {-status}" if status < 0 else f"exited with status {status}"
             raise ChildFailed(self, how)
 
-    def wait_for(self, pattern: str, *, timeout: float, idle: Callable[[float], None] = time.sleep) -> re.Match[str]:
+    def wait_for(self, pattern: str, *, timeout: float) -> re.Match[str]:
         """The first match of ``pattern`` in what it prints; ``ChildFailed`` after ``timeout`` seconds, or when it ends before."""
         expression = re.compile(pattern, re.MULTILINE)
         deadline = time.monotonic() + timeout
@@ -83,7 +83,7 @@ class Child:
             self.check()
             if time.monotonic() > deadline:
                 raise ChildFailed(self, f"was not ready within {timeout:g} s")
-            idle(POLL_INTERVAL)
+            time.sleep(POLL_INTERVAL)
         return found
 
     def cpu_seconds(self) -> float:
@@ -93,12 +93,12 @@ class Child:
         ticks = stat.rpartition(")")[2].split()[_CPU_FIELDS]
         return sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
 
-    def stop(self) -> None:
-        """End it: SIGTERM, and SIGKILL if that does not help. Returns when it is gone."""
+    def stop(self, patience: float = STOP_PATIENCE) -> None:
+        """End it: SIGTERM, and SIGKILL if that does not help within ``patience`` seconds. Returns when it is gone."""
         if self._process.poll() is None:
             self._process.terminate()
         try:
-            self._process.wait(STOP_PATIENCE)
+            self._process.wait(patience)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()

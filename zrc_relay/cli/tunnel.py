@@ -58,8 +58,9 @@ def tunnel(
     answers; the other says --listen, where local programs send to. Each datagram arrives unchanged or not at all, in order.
 
     A listening end serves one program at a time: answers go to the address that was heard last. Datagrams longer than the path
-    takes (1202 bytes as a rule) are dropped and counted. The tunnel waits for the other end, also when that leaves; when the
-    relay ends the connection it exits with status 1. Ctrl-C ends it. SIGUSR1 prints the statistics that are printed at the end.
+    takes (that is 1202 bytes, and more where the path was found to carry it) are dropped and counted. The tunnel waits for the
+    other end, also when that leaves; when the relay ends the connection it exits with status 1. Ctrl-C ends it. SIGUSR1 prints
+    the statistics that are printed at the end.
     """
     try:
         Identity.of(token, key)

@@ -14,9 +14,23 @@
     react(lambda reactor: Deferred.fromCoroutine(main(reactor)))
 """
 
-from zrc_relay.client.connect import connect, connect_unbound
-from zrc_relay.client.connection import ClientConnection, Identity, Redirected
-from zrc_relay.client.errors import ConnectFailed, ConnectionLost, PayloadTooLarge, RedirectLoop, RelayError, UnknownCode
+from zrc_relay.client.connect import connect, connect_resilient, connect_unbound
+from zrc_relay.client.connection import ClientConnection
+from zrc_relay.client.errors import (
+    ConnectFailed,
+    ConnectionLost,
+    NotConnected,
+    PayloadTooLarge,
+    Redirected,
+    RedirectLoop,
+    RelayError,
+    StreamFailure,
+    StreamReset,
+    StreamStopped,
+    TooManyStreams,
+    UnknownCode,
+)
+from zrc_relay.client.identity import Identity
 from zrc_relay.client.notices import (
     AllocationTerminated,
     DatagramsDropped,
@@ -26,15 +40,56 @@ from zrc_relay.client.notices import (
     PeerLeft,
     QuotaWarning,
     RateLimitedNotice,
+    Reconnected,
+    Reconnecting,
+    RefreshFailed,
     RelayDraining,
     Superseded,
 )
+from zrc_relay.client.reconnect import ResilientConnection
+from zrc_relay.client.refresh import TokenRefresher, TokenSupplier
+from zrc_relay.client.stats import RelayStats
+from zrc_relay.client.stream_halves import StreamCode
+from zrc_relay.client.streams import RelayAddress, RelayStream
 from zrc_relay.client.trust import Trust
 
 __all__ = [
     "AllocationTerminated",
-    "ClientConnection", "ConnectFailed", "ConnectionLost", "DatagramsDropped", "Identity",
-    "MaxPayloadChanged", "NoticeEvent", "PayloadTooLarge", "PeerJoined", "PeerLeft", "QuotaWarning", "RateLimitedNotice",
-    "RedirectLoop", "Redirected", "RelayDraining", "RelayError", "Superseded", "Trust",
-    "UnknownCode", "connect", "connect_unbound",
+    "ClientConnection",
+    "ConnectFailed",
+    "ConnectionLost",
+    "DatagramsDropped",
+    "Identity",
+    "MaxPayloadChanged",
+    "NotConnected",
+    "NoticeEvent",
+    "PayloadTooLarge",
+    "PeerJoined",
+    "PeerLeft",
+    "QuotaWarning",
+    "RateLimitedNotice",
+    "Reconnected",
+    "Reconnecting",
+    "RedirectLoop",
+    "Redirected",
+    "RefreshFailed",
+    "RelayAddress",
+    "RelayDraining",
+    "RelayError",
+    "RelayStats",
+    "RelayStream",
+    "ResilientConnection",
+    "StreamCode",
+    "StreamFailure",
+    "StreamReset",
+    "StreamStopped",
+    "Superseded",
+    "TokenRefresher",
+    "TokenSupplier",
+    "TooManyStreams",
+    "Trust",
+    "UnknownCode",
+    "connect",
+    "connect_resilient",
+    "connect_unbound",
 ]

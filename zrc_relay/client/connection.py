@@ -9,89 +9,47 @@ it a ``Sender`` and hands it what arrives, which is also how tests join it to a 
 
 ``established`` fires at ALLOCATED, or fails with what went wrong before. ``closed`` fires once at the end: with None after
 ``release``, ``close`` or the relay's NO_ERROR, else with the error. Everything that is queued here is bounded.
+
+The work is done by parts that know nothing of each other: ``Driver`` sends, receives and keeps the time, ``Outbox`` and ``Inbox``
+have the payloads, ``Streams`` the streams, and ``Control`` what is said in capsules.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
-from typing import Any, Final, cast
 
 from aioquic.quic import events
-from nacl.signing import SigningKey
 from twisted.internet.defer import Deferred
-from twisted.logger import Logger
 
-from zrc_relay.client.errors import (
-    ConnectFailed,
-    ConnectionLost,
-    PayloadTooLarge,
-    RelayError,
-    UnknownCode,
-    error_for,
-)
-from zrc_relay.client.notices import NoticeEvent, PeerJoined, PeerLeft, notice_event
-from zrc_relay.client.trust import MAX_STREAMS, Trust
+from zrc_relay.client.control import CONTROL_STREAMS, Control
+from zrc_relay.client.driver import Driver
+from zrc_relay.client.ending import Ending
+from zrc_relay.client.errors import ConnectFailed, ConnectionLost, Redirected, RelayError, UnknownCode, error_for
+from zrc_relay.client.identity import Identity
+from zrc_relay.client.notices import MaxPayloadChanged, NoticeEvent, PeerJoined, PeerLeft, notice_event, tell
+from zrc_relay.client.payloads import EGRESS_AGE, EGRESS_BYTES, MAX_RECEIVED, Inbox, Outbox
+from zrc_relay.client.stats import RelayStats, Tally
+from zrc_relay.client.stream_table import Streams
+from zrc_relay.client.streams import RelayAddress, RelayStream
+from zrc_relay.client.trust import MAX_STREAMS, MAX_UDP_PAYLOAD, Trust
 from zrc_relay.core import wire
-from zrc_relay.core.codes import ErrorCode, HelloFeature, Role
-from zrc_relay.core.token import RelayToken, key_id, proof_digest, routing_byte
+from zrc_relay.core.codes import ErrorCode
+from zrc_relay.core.token import RelayToken, routing_byte
 from zrc_relay.core.wire import Address, Allocated, Hello, Redirect, Refreshed, RelayEntry, Released
-from zrc_relay.quic.clock import Clock, DelayedCall
-from zrc_relay.quic.connection import CONTROL_STREAM, HELLO_STREAM, Connection
+from zrc_relay.quic.clock import Clock
+from zrc_relay.quic.connection import Connection
 from zrc_relay.quic.egress import EgressQueue
 from zrc_relay.quic.ids import SECRET_SIZE, ConnectionIds
 from zrc_relay.quic.udp import Path, Sender, SocketAddress
-
-MAX_RECEIVED: Final = 1024
-"""Datagrams kept for ``datagrams()`` when nobody takes them; the oldest goes first."""
-EGRESS_BYTES: Final = 1024 * 1024
-EGRESS_AGE: Final = 0.5
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """Who the client is: the token, its role in it, and the key that proves the role (None: no proof is given)."""
-
-    token: RelayToken
-    role: Role
-    key: SigningKey | None
-
-    @classmethod
-    def of(cls, token: RelayToken, key: SigningKey | None, role: Role | None = None) -> Identity:
-        """With the role that ``key`` has in ``token``; ``ValueError`` if it has none, or if neither key nor role is given."""
-        if key is None:
-            if role is None:
-                msg = "without a key the role must be given"
-                raise ValueError(msg)
-            return cls(token, role, None)
-        own_id = key_id(bytes(key.verify_key))
-        roles = [r for r, owner in ((Role.DEVICE, token.device_id), (Role.PEER, token.peer_id)) if owner == own_id]
-        if role is None and roles:
-            role = roles[0]
-        if role not in roles:
-            wanted = "device or peer" if role is None else role.name.lower()
-            msg = f"the key is not that of the token's {wanted}"
-            raise ValueError(msg)
-        return cls(token, role, key)
-
-
-class Redirected(Exception):
-    """The relay answered ALLOCATE with other addresses."""
-
-    def __init__(self, redirect: Redirect) -> None:
-        super().__init__(f"redirected to {', '.join(map(str, redirect.addresses)) or 'nowhere'}")
-        self.redirect = redirect
 
 
 class ClientConnection:
     """One end of an allocation. Made by ``connect``; see the module's docstring.
 
     ``on_datagram`` is called with each payload; while it is None, payloads wait for ``datagrams()``. ``on_notice`` is called with
-    each notice of the relay as a typed event.
+    each notice of the relay as a typed event. ``on_stream`` is called with each ``RelayStream`` that the other end opens; while
+    it is None, they are refused.
     """
-
-    _log = Logger()
 
     def __init__(
         self,
@@ -106,48 +64,70 @@ class ClientConnection:
         random: Callable[[int], bytes],
         on_datagram: Callable[[bytes], None] | None = None,
         on_notice: Callable[[NoticeEvent], None] | None = None,
+        on_stream: Callable[[RelayStream], None] | None = None,
     ) -> None:
-        self.identity = identity
-        self.on_datagram = on_datagram
         self.on_notice = on_notice
         self.established: Deferred[ClientConnection] = Deferred()
-        self.closed: Deferred[None] = Deferred()
         self.hello: Hello | None = None
-        self.allocated: Allocated | None = None
         self.peer_present = False
         self.peer_max_payload = 0
-        self.is_closed = False
-        self.dropped = 0
-        """Payloads dropped on our own side: egress queue or receive queue full, or too old."""
+        self._ending = Ending()
         self._trust = trust
-        self._path: Path = (remote, sender)
-        self._clock = clock
-        self._now = now
-        self._timer: DelayedCall | None = None
-        self._timer_at = 0.0
-        self._flush_call: DelayedCall | None = None
-        self._in_batch = False
-        self._decoder = wire.CapsuleDecoder(wire.RELAY_CAPSULES)
-        self._hello_decoder = wire.CapsuleDecoder(wire.RELAY_CAPSULES)
-        self._received: deque[bytes] = deque()
-        self._takers: deque[Deferred[bytes | None]] = deque()
-        self._refreshes: deque[Deferred[Refreshed]] = deque()
-        self._listings: deque[Deferred[tuple[RelayEntry, ...]]] = deque()
-        self._pings: dict[int, tuple[float, Deferred[float]]] = {}
-        self._next_ping = 0
-        self._releasing = False
-        self._heard_at = now()
+        self._local = sender
+        self._tally = Tally()
         self.quic = Connection(
             configuration=trust.configuration(host),
             ids=ConnectionIds(random(SECRET_SIZE), random),
-            egress=EgressQueue(EGRESS_BYTES, EGRESS_AGE, self._count_drop),
+            egress=EgressQueue(EGRESS_BYTES, EGRESS_AGE, self._tally.dropped),
             max_streams=MAX_STREAMS,
             on_issued=lambda _: None,
+            max_udp_payload=MAX_UDP_PAYLOAD,
         )
         first = bytes((routing_byte(identity.token.allocation_id),)) if identity is not None else random(1)
         self.quic.set_first_destination_id(first + random(8))
+        self._driver = Driver(
+            self.quic, (remote, sender), clock=clock, now=now, pump=self._pump, handle=self._handle, lost=self._lost
+        )
+        self._control = Control(self.quic, identity, tell=self._told, wake=self._driver.flush_soon)
+        self._outbox = Outbox(self.quic, self._tally)
+        self._inbox = Inbox(self._tally, on_datagram)
+        self._streams = Streams(self.quic, deliver=self._inbox.deliver, wake=self._driver.flush_soon)
+        self._streams.on_stream = on_stream
 
     # -- for users
+
+    @property
+    def on_datagram(self) -> Callable[[bytes], None] | None:
+        """Who gets each payload; None while they wait for ``datagrams()``."""
+        return self._inbox.on_datagram
+
+    @on_datagram.setter
+    def on_datagram(self, function: Callable[[bytes], None] | None) -> None:
+        self._inbox.on_datagram = function
+
+    @property
+    def on_stream(self) -> Callable[[RelayStream], None] | None:
+        """Who gets each stream of the other end; None while they are refused."""
+        return self._streams.on_stream
+
+    @on_stream.setter
+    def on_stream(self, function: Callable[[RelayStream], None] | None) -> None:
+        self._streams.on_stream = function
+
+    @property
+    def identity(self) -> Identity | None:
+        """Who we are, with the token that was put in force last; None for a connection that allocates nothing."""
+        return self._control.identity
+
+    @property
+    def allocated(self) -> Allocated | None:
+        """What the relay granted; None before."""
+        return self._control.allocated
+
+    @property
+    def limits(self) -> Refreshed | None:
+        """What is in force: as granted, then as refreshed by either side (whose REFRESHED comes to both); None before."""
+        return self._control.limits
 
     @property
     def allocation_id(self) -> bytes:
@@ -161,230 +141,206 @@ class ClientConnection:
 
     @property
     def max_payload(self) -> int:
-        """The longest payload that fits a DATAGRAM to the relay, in bytes."""
+        """The longest payload in bytes that fits a DATAGRAM to the relay; it changes with the path. Longer ones take a stream."""
         return self.quic.max_payload
 
-    def send(self, payload: bytes) -> None:
-        """Send ``payload`` to the other end, as a datagram: it may be lost. ``PayloadTooLarge`` if it cannot fit."""
-        self._check_open()
-        if not self.quic.send_payload(payload, self._now()):
-            msg = f"a datagram to this relay carries at most {self.max_payload} bytes, not {len(payload)}"
-            raise PayloadTooLarge(msg)
-        self._flush_soon()
+    @property
+    def dropped(self) -> int:
+        """Payloads dropped on our own side: egress queue or receive queue full, or too old."""
+        return self._tally.datagrams_dropped
 
-    async def datagrams(self) -> AsyncIterator[bytes]:
+    @property
+    def stats(self) -> RelayStats:
+        """What was carried until now."""
+        return self._tally.stats(None if self.is_closed else self.quic.round_trip_time)
+
+    def send(self, payload: bytes) -> None:
+        """Send ``payload``, at most 65,535 bytes, to the other end, as a datagram: it may be lost, or be overtaken.
+
+        ``PayloadTooLarge`` for more, or when it does not fit and the relay allows no stream for it.
+        """
+        self._check_open()
+        self._outbox.send(payload, self._driver.now())
+        self._driver.flush_soon()
+
+    def datagrams(self) -> AsyncIterator[bytes]:
         """Payloads as they arrive, until the connection is closed. Only while ``on_datagram`` is None."""
-        while True:
-            payload = await self.receive()
-            if payload is None:
-                return
-            yield payload
+        return self._inbox.datagrams()
 
     def receive(self) -> Deferred[bytes | None]:
         """The next payload; None when the connection is closed."""
-        taker: Deferred[bytes | None] = Deferred(self._takers.remove)
-        if self._received:
-            taker.callback(self._received.popleft())
-        elif self.is_closed:
-            taker.callback(None)
-        else:
-            self._takers.append(taker)
-        return taker
+        return self._inbox.receive()
+
+    def open_stream(self, *, unidirectional: bool = False) -> RelayStream:
+        """Open a stream to the other end, which finds it in its ``on_stream``.
+
+        While as many are open as the relay allows (32 of each kind as a rule), the stream waits for its turn; it can be written
+        to at once. ``TooManyStreams`` when 64 wait already.
+        """
+        self._check_open()
+        return self._streams.open(unidirectional=unidirectional)
 
     def refresh(self, token: RelayToken) -> Deferred[Refreshed]:
         """Put ``token`` in force; fires with the new limits, or fails with the ``RelayError`` of the refusal."""
         self._check_open()
-        self._send_capsule(wire.Refresh(token.encode()))
-        waiter: Deferred[Refreshed] = Deferred()
-        self._refreshes.append(waiter)
-        return waiter
+        return self._control.refresh(token)
 
     def release(self) -> Deferred[None]:
         """End the allocation for both sides; fires when the relay has confirmed and the connection is closed."""
-        if not self.is_closed and not self._releasing:
-            self._releasing = True
-            self._send_capsule(wire.Release())
-        return self._when_closed()
+        if not self.is_closed:
+            self._control.release()
+        return self.when_closed()
 
     def list_relays(self) -> Deferred[tuple[RelayEntry, ...]]:
         """The relays that this one knows of, itself at least."""
         self._check_open()
-        self._send_capsule(wire.ListRelays())
-        waiter: Deferred[tuple[RelayEntry, ...]] = Deferred()
-        self._listings.append(waiter)
-        return waiter
+        return self._control.list_relays()
 
     def ping(self) -> Deferred[float]:
         """Round-trip time to the relay in seconds, by a QUIC PING."""
         self._check_open()
-        self._next_ping += 1
-        waiter: Deferred[float] = Deferred()
-        self._pings[self._next_ping] = (self._now(), waiter)
-        self.quic.send_ping(self._next_ping)
-        self._flush_soon()
-        return waiter
+        return self._control.ping(self._driver.now())
 
     def close(self) -> None:
-        """Leave without ending the allocation: the other side hears PEER_LEFT."""
+        """Leave without ending the allocation: the other side hears PEER_LEFT.
+
+        What was not acknowledged by then is lost, and streams are reset. To be sure of a stream, wait for its end first.
+        """
         self._finish(None, tell=True)
+
+    def when_closed(self) -> Deferred[None]:
+        """A Deferred of one's own that fires as ``closed`` does."""
+        return self._ending.when_closed()
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it has ended."""
+        return self._ending.has_come
+
+    @property
+    def closed(self) -> Deferred[None]:
+        """Fires at the end, once; see the class."""
+        return self._ending.closed
+
+    @property
+    def error(self) -> Exception | None:
+        """Why it ended, if not in peace."""
+        return self._ending.error
 
     # -- for ``connect``
 
     def start(self) -> None:
         """Send the first Initial."""
-        self.quic.connect(self._path, self._now())
-        self._flush()
+        self._driver.start()
 
     def datagram_received(self, data: bytes, path: Path) -> None:
         """One UDP datagram from the relay; see ``Receiver``."""
-        if self.is_closed:
-            return
-        self._in_batch = True
-        now = self._now()
-        # The remote address is what makes a path; our own side of it may look different on a wildcard socket.
-        self.quic.receive_datagram(data, (path[0], self._path[1]), now)
-        self._handle_events(now)
+        self._driver.datagram_received(data, path)
 
     def batch_done(self) -> None:
         """Answer what the batch asked for; see ``Receiver``."""
-        self._in_batch = False
-        self._flush()
+        self._driver.batch_done()
 
     def give_up(self, error: Exception) -> None:
         """End it from outside with ``error``, telling the relay if it listens."""
         self._finish(error, tell=True)
 
+    def report(self, event: NoticeEvent) -> None:
+        """Tell the user of ``event``, which may be one of the library's own."""
+        tell(self.on_notice, event)
+
     # -- events
 
-    def _handle_events(self, now: float) -> None:
+    def _pump(self, now: float) -> None:
+        self._streams.pump()
+        self._outbox.pump(now)
+
+    def _handle(self, event: events.QuicEvent, now: float) -> None:
         try:
-            while (event := self.quic.next_event()) is not None:
-                self._handle(event, now)
+            match event:
+                case events.DatagramFrameReceived(data=payload):
+                    self._inbox.deliver(payload)
+                case events.StreamDataReceived(stream_id=stream_id, data=data, end_stream=ended):
+                    if stream_id in CONTROL_STREAMS:
+                        self._control.received(stream_id, data)
+                    else:
+                        self._streams.data(stream_id, data, ended=ended)
+                case events.StreamReset(stream_id=stream_id, error_code=code):
+                    self._streams.reset(stream_id, code)
+                case events.StopSendingReceived(stream_id=stream_id, error_code=code):
+                    self._streams.stop_sending(stream_id, code)
+                case events.HandshakeCompleted():
+                    self._check_certificate()
+                case events.PingAcknowledged(uid=uid):
+                    self._control.pong(uid, now)
+                case events.ConnectionTerminated(error_code=code, frame_type=frame_type, reason_phrase=reason):
+                    self._terminated(code, frame_type, reason)
+                case _:
+                    pass
         except wire.WireError as error:
             self.quic.close(error_code=error.code, reason_phrase=str(error))
             self._finish(ConnectionLost(f"the relay broke the protocol: {error}"), tell=True)
 
-    def _handle(self, event: events.QuicEvent, now: float) -> None:
-        match event:
-            case events.DatagramFrameReceived(data=payload):
-                self._heard_at = now
-                self._deliver(payload)
-            case events.StreamDataReceived(stream_id=stream_id, data=data):
-                self._heard_at = now
-                self.quic.consume(stream_id, len(data))
-                self._stream_data(stream_id, data)
-            case events.HandshakeCompleted():
-                if not self._trust.accepts(self.quic.peer_certificate_sha256):
-                    self._finish(ConnectFailed("the relay's certificate is not the pinned one"), tell=True)
-                elif self.identity is None:
-                    self._succeed()
-            case events.PingAcknowledged(uid=uid):
-                self._heard_at = now
-                sent_at, waiter = self._pings.pop(uid, (now, None))
-                if waiter is not None:
-                    waiter.callback(now - sent_at)
-            case events.ConnectionTerminated(error_code=code, frame_type=frame_type, reason_phrase=reason):
-                self._terminated(code, frame_type, reason)
-            case _:
-                pass
+    def _check_certificate(self) -> None:
+        if not self._trust.accepts(self.quic.peer_certificate_sha256):
+            self._finish(ConnectFailed("the relay's certificate is not the pinned one"), tell=True)
+        elif self.identity is None:
+            self._succeed()
 
-    def _stream_data(self, stream_id: int, data: bytes) -> None:
-        if stream_id == HELLO_STREAM:
-            self._hello_decoder.feed(data)
-            for capsule in self._hello_decoder:
-                if isinstance(capsule, Hello) and self.hello is None:
-                    self.hello = capsule
-                    self._allocate(capsule)
-        elif stream_id == CONTROL_STREAM:
-            self._decoder.feed(data)
-            for capsule in self._decoder:
-                self._capsule(capsule)
-
-    def _allocate(self, hello: Hello) -> None:
-        identity = self.identity
-        if identity is None or self.is_closed:
-            return
-        token = identity.token.encode()
-        public_key = proof = b""
-        wanted = HelloFeature.DEVICES_PROVE if identity.role is Role.DEVICE else HelloFeature.PEERS_PROVE
-        if identity.key is not None:
-            digest = proof_digest(
-                relay_id=hello.relay_id,
-                certificate_sha256=self.quic.peer_certificate_sha256,
-                token=token,
-                challenge=hello.challenge,
-                role=identity.role,
-            )
-            public_key, proof = bytes(identity.key.verify_key), identity.key.sign(digest).signature
-        elif hello.features & wanted:
-            self._finish(ConnectFailed("the relay wants a proof of possession, and there is no key to give one"), tell=True)
-            return
-        self._send_capsule(
-            wire.Allocate(
-                role=identity.role,
-                allocation_id=identity.token.allocation_id,
-                peer_id=identity.token.peer_id,
-                token=token,
-                client_addr=self._path[1].address,
-                public_key=public_key,
-                proof=proof,
-            )
-        )
-
-    def _capsule(self, capsule: wire.Capsule | wire.Unknown) -> None:
+    def _told(self, capsule: wire.Capsule) -> None:
         match capsule:
+            case Hello():
+                self._greeted(capsule)
             case Allocated():
-                self.allocated = capsule
-                self.peer_present = capsule.peer_present
-                self.peer_max_payload = capsule.peer_max_payload
-                self._keep_alive()
-                self._succeed()
+                self._granted(capsule)
             case Redirect():
                 self._finish(Redirected(capsule), tell=True)
-            case Refreshed():
-                if self._refreshes:
-                    self._refreshes.popleft().callback(capsule)
-            case wire.Error(code=code, message=message):
-                if self._refreshes:
-                    self._refreshes.popleft().errback(error_for(code, message))
-            case wire.Relays(entries=entries):
-                if self._listings:
-                    self._listings.popleft().callback(entries)
             case wire.Notice():
-                self._notice(notice_event(capsule))
+                self._noticed(notice_event(capsule))
             case Released():
                 self._finish(None, tell=True)  # the close that follows says the same, and may be lost
             case _:
                 pass
 
-    def _notice(self, event: NoticeEvent | None) -> None:
+    def _greeted(self, hello: Hello) -> None:
+        if self.hello is not None:
+            return
+        self.hello = hello
+        if not self.is_closed:
+            self._allocate(hello)
+
+    def _allocate(self, hello: Hello) -> None:
+        identity = self.identity
+        if identity is None:
+            return
+        if identity.satisfies(hello):
+            self._control.send(identity.request(hello, self.quic.peer_certificate_sha256, self._local.address))
+        else:
+            self._finish(ConnectFailed("the relay wants a proof of possession, and there is no key to give one"), tell=True)
+
+    def _granted(self, allocated: Allocated) -> None:
+        self.peer_present = allocated.peer_present
+        self.peer_max_payload = allocated.peer_max_payload
+        if self.identity is not None:
+            self._streams.local = RelayAddress(allocated.allocation_id, self.identity.role)
+        self._driver.keep_alive(allocated.keepalive_interval)
+        self._succeed()
+
+    def _noticed(self, event: NoticeEvent | None) -> None:
         if event is None:
             return
         if isinstance(event, PeerJoined):
             self.peer_present, self.peer_max_payload = True, event.max_payload
         elif isinstance(event, PeerLeft):
             self.peer_present, self.peer_max_payload = False, 0
-        if self.on_notice is not None:
-            self._call(self.on_notice, event)
-
-    def _deliver(self, payload: bytes) -> None:
-        if self.on_datagram is not None:
-            self._call(self.on_datagram, payload)
-        elif self._takers:
-            self._takers.popleft().callback(payload)
-        else:
-            if len(self._received) >= MAX_RECEIVED:
-                self._received.popleft()
-                self.dropped += 1
-            self._received.append(payload)
-
-    def _call(self, function: Callable[[Any], None], argument: object) -> None:
-        try:
-            function(argument)
-        except Exception:
-            self._log.failure("a callback of the user failed; the connection goes on")
+        elif isinstance(event, MaxPayloadChanged):
+            self.peer_max_payload = event.max_payload
+        self.report(event)
 
     # -- the end
+
+    def _lost(self, error: ConnectionLost) -> None:
+        self._finish(error, tell=True)
 
     def _terminated(self, code: int, frame_type: int | None, reason: str) -> None:
         if frame_type is not None:  # closed by QUIC itself, on either side, not by the relay's protocol
@@ -402,103 +358,15 @@ class ClientConnection:
     def _finish(self, error: Exception | None, *, tell: bool) -> None:
         if self.is_closed:
             return
-        self.is_closed = True
-        if tell:
-            self.quic.close(error_code=ErrorCode.NO_ERROR)
-            self._send()
-        for call in (self._timer, self._flush_call):
-            if call is not None:
-                call.cancel()
-        self._timer = self._flush_call = None
+        self._ending.begin(error)
+        self._driver.stop(tell=tell)
         reported = error or ConnectionLost("the connection is closed")
-        waiters: list[Deferred[Any]] = [*self._refreshes, *self._listings, *(waiter for _, waiter in self._pings.values())]
-        self._refreshes.clear()
-        self._listings.clear()
-        self._pings.clear()
+        self._streams.lost(reported)
         if not self.established.called:
             self.established.errback(reported)
-        for waiter in waiters:
-            waiter.errback(reported)
-        while self._takers:
-            self._takers.popleft().callback(None)
-        if error is None:
-            self.closed.callback(None)
-        else:
-            self.closed.errback(error)
-            # Who does not look at ``closed`` has not asked; an unhandled-error report would only be noise.
-            self.closed.addErrback(self._keep_error)
-
-    def _keep_error(self, failure: Any) -> None:
-        self.error: Exception | None = failure.value
-
-    error: Exception | None = None
-    """Why the connection ended, if not in peace."""
-
-    def _when_closed(self) -> Deferred[None]:
-        waiter: Deferred[None] = Deferred()
-
-        def ended(_: object) -> None:
-            if self.error is None:
-                waiter.callback(None)
-            else:
-                waiter.errback(self.error)
-
-        self.closed.addCallback(ended)
-        return waiter
-
-    # -- sending and time
-
-    def _send_capsule(self, capsule: wire.ClientCapsule) -> None:
-        self.quic.send_stream_data(CONTROL_STREAM, capsule.encode())
-        self._flush_soon()
-
-    def _flush_soon(self) -> None:
-        if not self._in_batch and self._flush_call is None:
-            self._flush_call = self._clock.callLater(0, self._flush)
-
-    def _flush(self) -> None:
-        if self._flush_call is not None:
-            call, self._flush_call = self._flush_call, None
-            if getattr(call, "active", lambda: False)():
-                call.cancel()
-        if self.is_closed:
-            return
-        self._send()
-        self._handle_events(self._now())
-        deadline = self.quic.get_timer()
-        if deadline is not None and not self.is_closed:
-            self._wake(deadline)
-
-    def _send(self) -> None:
-        for data, (to, sender) in cast("list[tuple[bytes, Path]]", self.quic.datagrams_to_send(self._now())):
-            sender.send(data, to)
-
-    def _wake(self, deadline: float) -> None:
-        if self._timer is not None:
-            if deadline >= self._timer_at:
-                return
-            self._timer.cancel()
-        self._timer_at = deadline
-        self._timer = self._clock.callLater(max(0.0, deadline - self._now()), self._timed_out)
-
-    def _timed_out(self) -> None:
-        self._timer = None
-        now = self._now()
-        timer = self.quic.get_timer()
-        if timer is not None and now >= timer:
-            self.quic.handle_timer(now)
-            self._handle_events(now)
-        self._flush()
-
-    def _keep_alive(self) -> None:
-        if self.is_closed:
-            return
-        interval = self._allocated.keepalive_interval
-        if interval <= 0:
-            return
-        if self._now() - self._heard_at >= interval / 2:
-            self.ping().addErrback(lambda _: None)  # its loss shows as the loss of the connection
-        self._clock.callLater(interval / 2, self._keep_alive)
+        self._control.lost(reported)
+        self._inbox.close()
+        self._ending.come()
 
     @property
     def _allocated(self) -> Allocated:
@@ -511,9 +379,5 @@ class ClientConnection:
         if self.is_closed:
             raise self.error or ConnectionLost("the connection is closed")
 
-    def _count_drop(self, size: int) -> None:
-        del size
-        self.dropped += 1
 
-
-__all__ = ["ClientConnection", "Identity", "Redirected", "RelayError", "UnknownCode"]
+__all__ = ["MAX_RECEIVED", "ClientConnection", "Identity", "Redirected", "RelayError", "UnknownCode"]

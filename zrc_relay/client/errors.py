@@ -1,11 +1,15 @@
-"""What can go wrong between a client and a relay: one exception for each close code of PROTOCOL §5, and a few of our own."""
+"""What can go wrong between a client and a relay: one exception for each close code of PROTOCOL §5, and a few of our own.
+
+``RelayError`` and its kin are about the connection, ``StreamFailure`` and its kin about one stream of it.
+"""
 
 from __future__ import annotations
 
 import re
 from typing import ClassVar, Final
 
-from zrc_relay.core.codes import ErrorCode
+from zrc_relay.core.codes import ErrorCode, StreamError
+from zrc_relay.core.wire import Redirect
 
 _RETRY_AFTER: Final = re.compile(r"retry_after=(\d{1,9});")
 
@@ -194,12 +198,61 @@ class ConnectFailed(Exception):
 
 
 class ConnectionLost(Exception):
-    """The connection ended without a word of the relay: it was silent for too long, or QUIC itself failed."""
+    """The connection ended without a word of the relay: it was silent for too long, was reset, or QUIC itself failed."""
+
+
+class NotConnected(ConnectionLost):
+    """There is no connection to the relay at the moment; a ``ResilientConnection`` is making another."""
 
 
 class PayloadTooLarge(ValueError):
-    """A payload that does not fit a DATAGRAM on this connection."""
+    """A payload longer than 65,535 bytes, or one that does not fit a DATAGRAM to a relay that allows no stream for it."""
 
 
 class RedirectLoop(ConnectFailed):
     """The relays sent the client from one to the next more than three times."""
+
+
+class Redirected(Exception):
+    """The relay answered ALLOCATE with other addresses."""
+
+    def __init__(self, redirect: Redirect) -> None:
+        super().__init__(f"redirected to {', '.join(map(str, redirect.addresses)) or 'nowhere'}")
+        self.redirect = redirect
+
+
+class StreamFailure(Exception):
+    """A stream ended before all that was written had been read.
+
+    ``code`` is what the other end said, an application's code; ``relay_code`` is set when it was the relay that ended the stream.
+    """
+
+    what: ClassVar[str]
+
+    def __init__(self, code: int) -> None:
+        self.code = code
+        self.relay_code = StreamError(code) if code in set(StreamError) else None
+        super().__init__(f"{self.what}: {_RELAY_REASONS[self.relay_code] if self.relay_code is not None else f'code {code:#x}'}")
+
+
+class StreamReset(StreamFailure):
+    """The other end (or the relay) gave up what it was sending: not all of it has arrived."""
+
+    what = "the stream was reset"
+
+
+class StreamStopped(StreamFailure):
+    """The other end (or the relay) does not want what we send: not all of it was read."""
+
+    what = "the stream was stopped"
+
+
+class TooManyStreams(Exception):
+    """As many streams wait for the relay's limit as may wait."""
+
+
+_RELAY_REASONS: Final = {
+    StreamError.UNKNOWN_TYPE: "the relay does not know its type",
+    StreamError.NO_COUNTERPART: "the other end is not there, or has too many streams waiting",
+    StreamError.COUNTERPART_LOST: "the connection of the other end is gone",
+}

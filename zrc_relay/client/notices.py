@@ -1,4 +1,4 @@
-"""The relay's notices as typed events (PROTOCOL §5)."""
+"""The relay's notices as typed events (PROTOCOL §5), and a few events that the library itself has to tell."""
 
 from __future__ import annotations
 
@@ -7,8 +7,12 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final, TypeVar
 
+from twisted.logger import Logger
+
 from zrc_relay.core.codes import DropCause, NoticeCode, TerminationReason
-from zrc_relay.core.wire import Address, Notice
+from zrc_relay.core.wire import Address, Allocated, Notice
+
+_log = Logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +78,30 @@ class MaxPayloadChanged:
     max_payload: int
 
 
+@dataclass(frozen=True, slots=True)
+class RefreshFailed:
+    """No new token could be put in force, because of ``error``; it is tried again in ``retry_in`` seconds (None: no more)."""
+
+    error: Exception
+    retry_in: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Reconnecting:
+    """The connection ended with ``error``, or could not be made again; attempt ``attempt`` follows in ``delay`` seconds."""
+
+    error: Exception
+    attempt: int
+    delay: float
+
+
+@dataclass(frozen=True, slots=True)
+class Reconnected:
+    """There is a connection again; ``allocated`` says what is in force. Streams of the old one are gone."""
+
+    allocated: Allocated
+
+
 NoticeEvent = (
     QuotaWarning
     | RateLimitedNotice
@@ -84,6 +112,9 @@ NoticeEvent = (
     | DatagramsDropped
     | Superseded
     | MaxPayloadChanged
+    | RefreshFailed
+    | Reconnecting
+    | Reconnected
 )
 
 
@@ -110,3 +141,12 @@ def notice_event(notice: Notice) -> NoticeEvent | None:
     """The event that ``notice`` is; None for a code that is not known and must be ignored (PROTOCOL)."""
     builder = _BUILDERS.get(notice.code)
     return builder(notice) if builder is not None else None
+
+
+def tell(handler: Callable[[NoticeEvent], None] | None, event: NoticeEvent) -> None:
+    """Call the user's ``handler``, if there is one; what it raises is logged."""
+    if handler is not None:
+        try:
+            handler(event)
+        except Exception:
+            _log.failure("a callback of the user failed; the connection goes on")

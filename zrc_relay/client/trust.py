@@ -8,13 +8,16 @@ from pathlib import Path
 
 from aioquic.quic.configuration import QuicConfiguration
 
-from zrc_relay.quic.connection import ALPN, CONGESTION_CONTROL, MAX_DATAGRAM_FRAME
+from zrc_relay.quic.congestion import CONGESTION_CONTROL
+from zrc_relay.quic.connection import ALPN, MAX_DATAGRAM_FRAME
 from zrc_relay.quic.endpoint import SUPPORTED_VERSIONS
 
 IDLE_TIMEOUT = 30.0
 """Seconds of silence after which a client gives a connection up; the relay's own timeout holds too, if it is shorter."""
 UDP_PAYLOAD = 1232
 """UDP payload in bytes that every path is taken to carry."""
+MAX_UDP_PAYLOAD = 1452
+"""UDP payload in bytes up to which the path is probed (RFC 8899): what fits Ethernet over IPv6."""
 STREAM_WINDOW = 256 * 1024
 MAX_STREAMS = 32
 

@@ -159,7 +159,7 @@ class Side:
                 chosen = member
                 break
         else:
-            chosen = max(self.members, key=lambda member: member.last_heard, default=None)
+            chosen = max(reversed(self.members), key=lambda member: member.last_heard, default=None)
         previous = self.current
         if chosen is not previous:
             self.current = chosen
@@ -172,8 +172,8 @@ class Allocation:
 
     __slots__ = (
         "_bucket", "_counters", "_events", "_global_bucket", "accepted_until", "bandwidth_limit", "burst_seconds",
-        "bytes_transferred", "created_at", "key", "last_activity", "quota", "quota_warned", "remembered_until", "sides", "state",
-        "tier", "token",
+        "bytes_transferred", "created_at", "is_pinned", "key", "last_activity", "quota", "quota_warned", "remembered_until",
+        "sides", "state", "tier", "token",
     )
 
     def __init__(
@@ -197,6 +197,8 @@ class Allocation:
         self.bytes_transferred = 0
         self.remembered_until = 0
         """Expiry of the token that an earlier life of it had, Unix seconds: its bytes count until then (PROTOCOL §5)."""
+        self.is_pinned = True
+        """Whether an operator has pinned the key of its device."""
         self.quota_warned = False
         self.sides = (Side(Role.DEVICE, now), Side(Role.PEER, now))
         self.burst_seconds = burst_seconds
@@ -277,6 +279,17 @@ class Allocation:
             self.quota_warned = False
         self.quota = quota
 
+    @property
+    def bucket(self) -> TokenBucket | None:
+        """What is left of its bandwidth; None without a limit."""
+        return self._bucket
+
+    def resume_bandwidth(self, bucket: TokenBucket | None, now: float) -> None:
+        """Go on with what an earlier life of it had left: the intervals of R4.1 do not end with a life."""
+        if bucket is not None and self._bucket is not None:
+            bucket.set_rate(self._bucket.rate, self._bucket.burst, now)
+            self._bucket = bucket
+
     @staticmethod
     def quota_of(token: RelayToken, tier: Tier) -> int | None:
         """The quota in bytes that ``token`` gets in ``tier``; None without one."""
@@ -287,7 +300,10 @@ class Allocation:
     def forward(self, sender: Member, payload: bytes, now: float) -> None:
         """Forward a datagram payload of ``sender`` to the other side, or drop it with its one cause (R3)."""
         size = len(payload)
-        target = self.sides[1 - sender.role].current
+        side = self.sides[1 - sender.role]
+        if len(side.members) > 1:
+            side.select(now)  # silence may have changed it
+        target = side.current
         if target is None:
             self.drop(sender, DropCause.NO_COUNTERPART, size, now)
             return

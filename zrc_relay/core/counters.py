@@ -23,6 +23,21 @@ class InputDrop(Enum):
     CONNECTIONS_FULL = "connections_full"
     STOPPING = "stopping"
     CLOSING = "closing"
+    STUN = "stun"
+
+
+@unique
+class Limit(Enum):
+    """What a source was limited by (R6.1-R6.4); the names are those of the events, too: ``security.<value>``."""
+
+    CONNECTION_RATE = "connection_rate"
+    ALLOCATION_RATE = "allocation_rate"
+    REJOIN_RATE = "rejoin_rate"
+    STUN_RATE = "stun_rate"
+    BLOCKED = "blocked"
+    AMPLIFICATION = "amplification"
+    HANDSHAKE_PRESSURE = "handshake_pressure"
+    RETRY_INVALID = "retry_invalid"
 
 
 @unique
@@ -61,6 +76,10 @@ class Counters:
         self.refused = dict.fromkeys(ErrorCode, 0)
         self.input_dropped = dict.fromkeys(InputDrop, 0)
         self.handshakes = dict.fromkeys(Handshake, 0)
+        self.limited = dict.fromkeys(Limit, 0)
+        self.retries_sent = 0
+        self.connections_refused = 0
+        self.stun_answered = 0
         self.version_negotiations = 0
         self.connections_closed = dict.fromkeys(ErrorCode, 0)
         self.capsules_received = 0

@@ -27,11 +27,15 @@ class KeyFileError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A pinned device: its 32-byte public key, the name of its tier (empty: the defaults) and the operator's note."""
+    """A device: its 32-byte public key, the name of its tier (empty: the defaults) and the operator's note.
+
+    ``self_certified``: nobody has pinned it; it has shown that it holds the key that its id is made of.
+    """
 
     public_key: bytes
     tier: str = ""
     note: str = ""
+    self_certified: bool = False
 
 
 class DeviceKeys:

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Final, Protocol, cast
 
+from zrc_relay.core.admission import Admission, AdmissionSettings
 from zrc_relay.core.allocation import Allocation, Change
-from zrc_relay.core.authorisation import Authoriser, Challenge, Refused
+from zrc_relay.core.authorisation import Authoriser, Challenge, Grant, Refused
+from zrc_relay.core.cidr import AccessLists
 from zrc_relay.core.codes import DropCause, ErrorCode, HelloFeature, NoticeCode, Role, TerminationReason
-from zrc_relay.core.counters import Counters
+from zrc_relay.core.counters import Counters, Limit
 from zrc_relay.core.keys import Device, DeviceKeys
 from zrc_relay.core.limiter import TokenBucket, bandwidth_bucket
 from zrc_relay.core.session import Session
+from zrc_relay.core.sources import numeric
 from zrc_relay.core.table import AllocationTable
 from zrc_relay.core.tiers import Tier
 from zrc_relay.core.token import RelayToken
@@ -65,23 +68,39 @@ class Policy:
     global_bandwidth_limit: int | None = None
     bandwidth_burst: float = 0.1
     revoke_ends_sessions: bool = True
+    self_certified_tier: str | None = None
+    """The tier of devices that are not pinned; None admits none of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An error of our own: ``name`` is what logs call where it happened, ``sessions`` the ones to close."""
+
+    name: str
+    error: Exception
+    sessions: tuple[Session, ...]
 
 
 class Relay:
-    """Shared state of all sessions; see the module's docstring."""
+    """Shared state of all sessions; see the module's docstring. Without an ``admission`` no source is limited."""
 
-    def __init__(self, policy: Policy, keys: DeviceKeys, observer: Observer, *, now: float) -> None:
+    def __init__(
+        self, policy: Policy, keys: DeviceKeys, observer: Observer, *, now: float, admission: Admission | None = None
+    ) -> None:
         self.policy = policy
+        self.admission = admission or Admission(AdmissionSettings(), AccessLists(), now=now)
         self.counters = Counters()
         self.draining = False
         self.reporting: set[Session] = set()
         """Sessions with drops that are still to be told; at most one entry a session."""
         self.overrun: list[Session] = []
         """Sessions whose client does not read control output; closed at the end of the batch."""
+        self.failures: list[Failure] = []
+        """Errors of our own that were kept to one allocation or session; the shell logs them and closes the session (R5.6)."""
         self._observer = observer
         self._authoriser = Authoriser(
             relay_id=policy.relay_id, keys=keys, max_token_lifetime=policy.max_token_lifetime,
-            proving_roles=policy.proving_roles, counters=self.counters,
+            proving_roles=policy.proving_roles, counters=self.counters, self_certified_tier=policy.self_certified_tier,
         )
         self._global_bucket: TokenBucket | None = None
         if policy.global_bandwidth_limit is not None:
@@ -105,27 +124,51 @@ class Relay:
         return Hello(self.policy.relay_id, nonce, features)
 
     def allocate(self, session: Session, request: Allocate, challenge: Challenge, now: float, wall: float) -> Allocated:
-        """Bind ``session`` to the allocation it asks for, made if need be; ``Refused`` otherwise, and nothing changed."""
+        """Bind ``session`` to the allocation it asks for, made if need be; ``Refused`` otherwise, and nothing changed.
+
+        What is refused counts against the source's ``allocation_rate``, like what is made (R6.1); a relay that drains, or a
+        device that is still awaited, is nobody's mistake.
+        """
         if self.draining:
             raise Refused(ErrorCode.DRAINING, "the relay is about to stop")
-        grant = self._authoriser.allocate(request, challenge, wall)
+        try:
+            grant = self._authoriser.allocate(request, challenge, wall)
+            return self._grant(session, request, grant, now, wall)
+        except Refused as refusal:
+            source = numeric(session.link.remote.host)
+            if refusal.code is ErrorCode.DEVICE_UNKNOWN and refusal.retry_after:
+                self.admission.joining(source, now)
+            elif refusal.limit is None:
+                self.admission.failed(source, now)
+            raise
+
+    def _grant(self, session: Session, request: Allocate, grant: Grant, now: float, wall: float) -> Allocated:
+        source = numeric(session.link.remote.host)
         token, tier = grant.token, self._tier_of(grant.device)
         role = Role(request.role)
-        allocation = self.table.get((token.device_id, token.allocation_id))
+        key = (token.device_id, token.allocation_id)
+        allocation = self.table.get(key)
+        if allocation is not None and allocation.token.peer_id != token.peer_id:
+            raise Refused(ErrorCode.TOKEN_WRONG_PEER, "the allocation is for another peer")
+        if self.table.has_proven(key, role, wall) and not grant.proven:
+            raise Refused(ErrorCode.PROOF_REQUIRED, "this side was bound with a proof before")
         if allocation is None:
-            allocation = self.table.create(token, tier, now=now, wall=wall)
+            self.table.check_room(token, tier, wall)
+            self.admission.allocating(source, now)
+            allocation = self.table.create(token, tier, now=now, wall=wall, pinned=not grant.device.self_certified)
+            if grant.device.self_certified:
+                self._authoriser.remember(grant.device)
             self._event("allocation.created", allocation, tier=tier.name)
         else:
-            if allocation.token.peer_id != token.peer_id:
-                raise Refused(ErrorCode.TOKEN_WRONG_PEER, "the allocation is for another peer")
             side = allocation.sides[role]
-            if side.proven and not grant.proven:
-                raise Refused(ErrorCode.PROOF_REQUIRED, "this side was bound with a proof before")
             if len(side.members) >= self.policy.max_connections_per_side:
                 reason = f"this side has {len(side.members)} connections"
                 raise Refused(ErrorCode.TOO_MANY_CONNECTIONS, reason, retry_after=1)
-            if token.expires_at > allocation.token.expires_at:
+            is_newer = token.expires_at > allocation.token.expires_at
+            if is_newer:
                 self.table.check_refresh(allocation, token, tier)
+            self.admission.joining(source, now)
+            if is_newer:
                 self._put_in_force(allocation, grant.token, tier, now, wall, unless=session)
             else:
                 self.table.accept_token(allocation, wall)
@@ -198,19 +241,33 @@ class Relay:
         allocation, session.allocation = session.allocation, None
         if allocation is None:
             return
+        was_current = allocation.sides[session.role].current is session
         absent = allocation.unbind(session, now)
+        if was_current:
+            self.egress_moved(allocation, session.role, session.max_payload)
         self.table.absence_changed(allocation)
         self._event("session.lost", allocation, role=session.role.name.lower(), connection=session.link.name)
         if absent:
             self._tell(allocation, session.role.other, Notice(NoticeCode.PEER_LEFT))
 
-    def refused(self, session: Session, code: ErrorCode, reason: str) -> None:
-        """Count and report a refusal."""
+    def refused(self, session: Session, code: ErrorCode, reason: str, limit: Limit | None = None) -> None:
+        """Count and report a refusal; ``limit`` is which limit of the source it is for, if any."""
         self.counters.refused[code] += 1
+        name = "session.refused"
+        if limit is not None:
+            self.counters.limited[limit] += 1
+            name = f"security.{limit.value}"
         self._observer.event(
-            "session.refused",
-            code=code.name, reason=reason, connection=session.link.name, remote=str(session.link.remote),
+            name, code=code.name, reason=reason, connection=session.link.name, remote=str(session.link.remote), validated=True,
         )
+
+    def limited(self, limit: Limit, host: str, port: int, cause: str, *, validated: bool) -> None:
+        """Count and report what was done about a source that has no connection, in the one word ``cause``.
+
+        A source that is not ``validated`` may be anybody's: who blocks by events must not believe it (R6.2).
+        """
+        self.counters.limited[limit] += 1
+        self._observer.event(f"security.{limit.value}", source=host, port=port, cause=cause, validated=validated)
 
     def moved(self, session: Session) -> None:
         """A client's address has changed: worth a line (R5.3)."""
@@ -220,16 +277,27 @@ class Relay:
         """What fits towards ``session`` changed: the other end hears it if ``session`` is current."""
         allocation = session.allocation
         if allocation is not None and allocation.sides[session.role].current is session:
-            self._tell(allocation, session.role.other, Notice(NoticeCode.MAX_PAYLOAD, min(session.link.max_payload, MAX_U16)))
+            self.egress_moved(allocation, session.role, None)
+
+    def egress_moved(self, allocation: Allocation, role: Role, before: int | None) -> None:
+        """Egress towards a side goes another way: the other end hears what fits now, unless it is ``before`` bytes as before."""
+        current = allocation.sides[role].current
+        if current is not None and current.max_payload != before:
+            self._tell(allocation, role.other, Notice(NoticeCode.MAX_PAYLOAD, min(current.max_payload, MAX_U16)))
 
     # -- what the shell asks
+
+    @property
+    def is_in_use(self) -> bool:
+        """Whether any client is bound to an allocation."""
+        return any(side.members for allocation in self.table for side in allocation.sides)
 
     def sweep(self, now: float, wall: float) -> None:
         """End what is over, send the notices that were held back; a few times a second."""
         for allocation, reason in self.table.expired(now, wall):
             self.end(allocation, reason, now, wall)
         self.settle(now, wall)
-        self.reporting = {session for session in self.reporting if session.report_drops(now)}
+        self.reporting = {session for session in self.reporting if self._report(session, now)}
 
     def settle(self, now: float, wall: float) -> None:
         """Finish what could not be done in the middle of a packet; at the end of each batch."""
@@ -240,18 +308,37 @@ class Relay:
         while self.overrun:
             session = self.overrun.pop()
             self.unbind(session, now, wall)
+            self.refused(session, ErrorCode.RATE_LIMITED, "control output is not read")
             session.shut(ErrorCode.RATE_LIMITED, "control output is not read")
 
     def end(
         self, allocation: Allocation, reason: TerminationReason, now: float, wall: float, *, final: bool | None = None
     ) -> None:
-        """End ``allocation`` for ``reason``: everyone bound hears it and is closed (R2.7, R2.8)."""
-        allocation.change(Change.END)
-        for member in list(allocation.members):
-            member.terminate(reason)
-            allocation.unbind(member, now)
-        allocation.change(Change.CLOSED)
-        self.table.remove(allocation, reason, wall, final=final)
+        """End ``allocation`` for ``reason``: everyone bound hears it and is closed (R2.7, R2.8).
+
+        It never raises: an error on the way is this allocation's, nobody would try again, and others wait for their turn (R5.6).
+        """
+        try:
+            self._end(allocation, reason, now, wall, final=final)
+        except Exception as error:
+            sessions = tuple(cast("Session", member) for member in allocation.members)
+            for session in sessions:
+                session.allocation = None
+            self.failures.append(Failure(f"allocation {allocation.key[1].hex()}", error, sessions))
+
+    def _end(
+        self, allocation: Allocation, reason: TerminationReason, now: float, wall: float, *, final: bool | None
+    ) -> None:
+        try:
+            allocation.change(Change.END)
+            for member in list(allocation.members):
+                member.terminate(reason)
+                allocation.unbind(member, now)
+            allocation.change(Change.CLOSED)
+        finally:
+            self.table.remove(allocation, reason, wall, final=final)
+            if not self.table.holds(allocation.key[0]):
+                self._authoriser.forget(allocation.key[0])
         name = reason.name.lower()
         self.counters.allocations_ended[name] = self.counters.allocations_ended.get(name, 0) + 1
         self._event(
@@ -294,6 +381,13 @@ class Relay:
         self._exceeded.append(allocation)
 
     # -- helpers
+
+    def _report(self, session: Session, now: float) -> bool:
+        try:
+            return session.report_drops(now)
+        except Exception as error:
+            self.failures.append(Failure(f"connection {session.link.name}", error, (session,)))
+            return False
 
     def _put_in_force(
         self, allocation: Allocation, token: RelayToken, tier: Tier, now: float, wall: float, *, unless: Session | None = None

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from zrc_relay.core.authorisation import Challenge, Refused
 from zrc_relay.core.codes import DropCause, ErrorCode, NoticeCode, Role, TerminationReason
+from zrc_relay.core.counters import Limit
 from zrc_relay.core.limiter import TokenBucket
 from zrc_relay.core.wire import (
     CLIENT_CAPSULES,
@@ -191,7 +192,7 @@ class Session:
             except WireError as error:
                 self._fail(error.code, str(error), now, wall)
             except Refused as refusal:
-                self._fail(refusal.code, refusal.reason, now, wall)
+                self.refuse(refusal, now, wall)
 
     @property
     def control_pending(self) -> int:
@@ -206,6 +207,10 @@ class Session:
     def broken(self, error: WireError, now: float, wall: float) -> None:
         """The client broke the protocol outside the control stream."""
         self._fail(error.code, str(error), now, wall)
+
+    def refuse(self, refusal: Refused, now: float, wall: float) -> None:
+        """What the client is, or does, is not granted: close with the code that says why."""
+        self._fail(refusal.code, refusal.reason, now, wall, refusal.limit)
 
     def moved(self) -> None:
         """The client's packets come from another address now."""
@@ -275,6 +280,8 @@ class Session:
     def superseded(self) -> None:
         """See ``Member``."""
         self.notice(Notice(NoticeCode.SUPERSEDED))
+        if self.allocation is not None:
+            self._relay.egress_moved(self.allocation, self.role, self.max_payload)
 
     def note_drop(self, cause: DropCause, size: int, now: float) -> None:
         """Tell the client that its datagrams are dropped, at most once a second for each cause (PROTOCOL §5)."""
@@ -374,10 +381,10 @@ class Session:
         self._relay.refused(self, refusal.code, refusal.reason)
         self.send(Error(refusal.code, refusal.reason).encode())
 
-    def _fail(self, code: ErrorCode, reason: str, now: float, wall: float) -> None:
+    def _fail(self, code: ErrorCode, reason: str, now: float, wall: float, limit: Limit | None = None) -> None:
         if self.state is SessionState.CLOSED:
             return
-        self._relay.refused(self, code, reason)
+        self._relay.refused(self, code, reason, limit)
         self._relay.unbind(self, now, wall)
         self.shut(code, reason)
 

@@ -5,7 +5,7 @@ Theory of operation
 Live allocations are in one dict by ``(device_id, allocation_id)``. What ended leaves a ``Tombstone`` until its token's expiry:
 its byte count goes on if it comes back, and if it ended for good (quota, administrator) it keeps the code (PROTOCOL §5, "after
 the end"). Tombstones are bounded per device, the oldest first out: a device that floods its own memory only forgets its own
-allocations.
+allocations. Devices that nobody has pinned can be made up at will, so theirs are also bounded all together.
 
 Expiry and absence are two ``Deadlines`` (wall and monotonic clock) looked at by one sweep, so ten thousand allocations need no
 timer each.
@@ -15,12 +15,12 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from zrc_relay.core.allocation import Allocation, AllocationKey, Events, reason_is_final
 from zrc_relay.core.authorisation import Refused
-from zrc_relay.core.codes import ErrorCode, TerminationReason
+from zrc_relay.core.codes import ErrorCode, Role, TerminationReason
 from zrc_relay.core.counters import Counters
 from zrc_relay.core.deadlines import Deadlines
 from zrc_relay.core.limiter import TokenBucket
@@ -29,18 +29,24 @@ from zrc_relay.core.token import RelayToken
 
 TOMBSTONES_PER_DEVICE: Final = 256
 """Ended allocations remembered per device: some 40 kB, and more than twice the built-in ``paid`` tier holds at once (R2.8)."""
+UNPINNED_TOMBSTONES: Final = 16_384
+"""Ended allocations remembered of all devices together that are not pinned: some 8 MB (R6.9)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tombstone:
     """What is remembered of an ended allocation until ``until`` (Unix seconds).
 
-    ``code`` is the close code for whoever tries it again, or None when it may be created again and goes on counting.
+    ``code`` is the close code for whoever tries it again, or None when it may be created again and goes on counting. ``bucket``
+    is what was left of its bandwidth, so that ending and creating it again buys no further burst (R4.1).
     """
 
     bytes_transferred: int
     until: int
     code: ErrorCode | None
+    bucket: TokenBucket | None = field(default=None, compare=False)
+    proven: frozenset[Role] = frozenset()
+    """The sides that had bound with a proof: never again without (PROTOCOL §4)."""
 
 
 class AllocationTable:
@@ -69,6 +75,7 @@ class AllocationTable:
         self._live: dict[AllocationKey, Allocation] = {}
         self._per_device: dict[bytes, int] = {}
         self._tombstones: dict[bytes, OrderedDict[bytes, Tombstone]] = {}
+        self._unpinned: OrderedDict[AllocationKey, None] = OrderedDict()
         self._expiry: Deadlines[Allocation] = Deadlines()
         self._absence: Deadlines[Allocation] = Deadlines()
         self._burial: Deadlines[AllocationKey] = Deadlines()
@@ -83,15 +90,23 @@ class AllocationTable:
         """The live allocation with that key."""
         return self._live.get(key)
 
+    def has_proven(self, key: AllocationKey, role: Role, wall: float) -> bool:
+        """Whether that side has bound with a proof, in this life of the allocation or in one that is remembered."""
+        allocation = self._live.get(key)
+        if allocation is not None:
+            return allocation.sides[role].proven
+        tombstone = self.tombstone(key, wall)
+        return tombstone is not None and role in tombstone.proven
+
     @property
     def load(self) -> int:
         """How full the relay is, 0 to 100."""
         return min(100, 100 * len(self._live) // self._max_allocations)
 
-    def create(self, token: RelayToken, tier: Tier, *, now: float, wall: float) -> Allocation:
-        """Make the allocation of ``token``.
+    def check_room(self, token: RelayToken, tier: Tier, wall: float) -> None:
+        """``Refused`` when the allocation of ``token`` cannot be made.
 
-        ``Refused``: TERMINATED or QUOTA_EXCEEDED when it ended for good before, CAPACITY when relay or device hold too many.
+        TERMINATED or QUOTA_EXCEEDED when it ended for good before, CAPACITY when relay or device hold too many.
         """
         key = (token.device_id, token.allocation_id)
         tombstone = self.tombstone(key, wall)
@@ -102,6 +117,16 @@ class AllocationTable:
         held = self._per_device.get(token.device_id, 0)
         if tier.max_allocations is not None and held >= tier.max_allocations:
             raise Refused(ErrorCode.CAPACITY, f"the device holds {held} allocations already", retry_after=5)
+
+    def holds(self, device_id: bytes) -> bool:
+        """Whether a device has an allocation."""
+        return device_id in self._per_device
+
+    def create(self, token: RelayToken, tier: Tier, *, now: float, wall: float, pinned: bool = True) -> Allocation:
+        """Make the allocation of ``token``, by a device that is ``pinned`` or not; ``Refused`` as ``check_room`` says."""
+        self.check_room(token, tier, wall)
+        key = (token.device_id, token.allocation_id)
+        tombstone = self.tombstone(key, wall)
         allocation = Allocation(
             token, tier,
             now=now, burst_seconds=self._bandwidth_burst, global_bucket=self._global_bucket,
@@ -111,9 +136,13 @@ class AllocationTable:
             allocation.bytes_transferred = tombstone.bytes_transferred
             allocation.remembered_until = tombstone.until
             self._check_quota(allocation, token, tier)
+            allocation.resume_bandwidth(tombstone.bucket, now)
+            for role in tombstone.proven:
+                allocation.sides[role].proven = True
             self._forget(key)
         self._live[key] = allocation
-        self._per_device[token.device_id] = held + 1
+        allocation.is_pinned = pinned
+        self._per_device[token.device_id] = self._per_device.get(token.device_id, 0) + 1
         self._counters.allocations_created += 1
         self.accept_token(allocation, wall)
         self.absence_changed(allocation)
@@ -159,12 +188,16 @@ class AllocationTable:
         stays_ended = reason_is_final(reason) if final is None else final
         graves = self._tombstones.setdefault(device_id, OrderedDict())
         graves[allocation_id] = Tombstone(
-            allocation.bytes_transferred, until, reason.close_code if stays_ended else None
+            allocation.bytes_transferred, until, reason.close_code if stays_ended else None, allocation.bucket,
+            frozenset(side.role for side in allocation.sides if side.proven),
         )
         self._burial.set(key, until)
         if len(graves) > TOMBSTONES_PER_DEVICE:
-            oldest, _ = graves.popitem(last=False)
-            self._burial.set((device_id, oldest), None)
+            self._forget((device_id, next(iter(graves))))
+        if not allocation.is_pinned:
+            self._unpinned[key] = None
+            if len(self._unpinned) > UNPINNED_TOMBSTONES:
+                self._forget(next(iter(self._unpinned)))
 
     def tombstone(self, key: AllocationKey, wall: float) -> Tombstone | None:
         """What is remembered of an ended allocation, unless its time is over."""
@@ -188,6 +221,7 @@ class AllocationTable:
 
     def _forget(self, key: AllocationKey) -> None:
         self._burial.set(key, None)
+        self._unpinned.pop(key, None)
         graves = self._tombstones.get(key[0])
         if graves is not None:
             graves.pop(key[1], None)

@@ -24,15 +24,15 @@ It is used for both ends: by the relay (``server.py``) and by the client library
 from __future__ import annotations
 
 import hashlib
+import hmac
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, Final
 
 from aioquic._buffer import Buffer
 from aioquic.buffer import size_uint_var
 from aioquic.quic.configuration import QuicConfiguration
-from aioquic.quic.congestion.base import create_congestion_control, register_congestion_control
-from aioquic.quic.congestion.reno import RenoCongestionControl
+from aioquic.quic.congestion.base import create_congestion_control
 from aioquic.quic.connection import (
     CONNECTION_LIMIT_FRAME_CAPACITY,
     END_STATES,
@@ -46,14 +46,16 @@ from aioquic.quic.connection import (
     QuicReceiveContext,
 )
 from aioquic.quic.packet import QuicErrorCode, QuicFrameType, QuicPacketType, pull_quic_transport_parameters
-from aioquic.quic.packet_builder import QuicDeliveryState, QuicPacketBuilder, QuicSentPacket
+from aioquic.quic.packet_builder import QuicDeliveryState, QuicPacketBuilder
 from aioquic.quic.recovery import QuicPacketSpace
 from aioquic.quic.stream import QuicStream
 from aioquic.tls import Epoch
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from zrc_relay.quic.congestion import Congestion
 from zrc_relay.quic.egress import EgressQueue
 from zrc_relay.quic.ids import RESET_TOKEN_SIZE, ConnectionIds
+from zrc_relay.quic.keyphase import KeyPair
 from zrc_relay.quic.pmtu import PathMtu
 
 ALPN: Final = "zrc-relay"
@@ -65,12 +67,8 @@ MAX_CRYPTO_RANGES: Final = 64
 """Gaps in CRYPTO data: clients that shuffle their ClientHello make about ten."""
 MAX_STREAM_RANGES: Final = 256
 """Gaps in one stream: more than every second packet of a window lost."""
-CONGESTION_CONTROL: Final = "zrc-reno"
-"""Name under which ``_Congestion`` is registered, for ``QuicConfiguration.congestion_control_algorithm``."""
 KEY_UPDATE_PACKETS: Final = 1 << 22
 """Packets sealed with one key: half of the AES-GCM confidentiality limit of 2^23 (RFC 9001 §6.6)."""
-BLACK_HOLE_LOSSES: Final = 6
-"""Packets above the base size lost in a row, none arriving between them, that make a black hole (RFC 8899 §4.3)."""
 CONTROL_RESERVE: Final = 16 * 1024
 """Connection credit in bytes that forwarded streams leave for control (R3.10), or a quarter of it if the peer gives less."""
 CONTROL_STREAM: Final = 0
@@ -80,6 +78,9 @@ _AEAD_TAG: Final = 16
 MIN_STATELESS_RESET: Final = 21
 """Smallest packet that can be one (RFC 9000 §10.3)."""
 _MIN_PATIENCE: Final = 1.0
+_RTT_ESTIMATES: Final = (
+    "_rtt_first_sample_time", "_rtt_initialized", "_rtt_latest", "_rtt_min", "_rtt_smoothed", "_rtt_variance",
+)
 
 # aioquic warns of each hostile packet through ``logging``, which writes warnings that nobody handles to stderr: strangers could
 # fill a log at any rate. What matters is counted, and logged at a bounded rate, by the relay.
@@ -123,18 +124,18 @@ class Connection(QuicConnection):
         self._host_cids = [first]
         self.host_cid = first.cid
         self._local_initial_source_connection_id = first.cid
-        kind = Limit if configuration.is_client else _HeldLimit
-        self._local_max_streams_bidi = kind(QuicFrameType.MAX_STREAMS_BIDI, "max_streams_bidi", max_streams)
-        self._local_max_streams_uni = kind(QuicFrameType.MAX_STREAMS_UNI, "max_streams_uni", max_streams)
+        self._local_max_streams_bidi = _HeldLimit(QuicFrameType.MAX_STREAMS_BIDI, "max_streams_bidi", max_streams)
+        self._local_max_streams_uni = _HeldLimit(QuicFrameType.MAX_STREAMS_UNI, "max_streams_uni", max_streams)
         self._mtu = PathMtu(configuration.max_datagram_size, max_udp_payload)
-        self._key_update_packets = key_update_packets
+        self.key_update_packets = key_update_packets
+        """Packets sealed with one key before this side changes it; may be changed at any time."""
         self._keys_since = 0
+        self._forget_keys_at: float | None = None
+        self._path_since = 0
         self._heard_path: QuicNetworkPath | None = None
         self._validated_address: Any = None
-        self.path_changes = 0
-        """How often the peer's packets have come to come from another address."""
         self.key_updates = 0
-        """How often this side has changed its keys."""
+        """How often the keys were changed, by either side."""
         self._remote_initial_max_data = 0
         self._stream_window = configuration.max_stream_data
         self._data_window = configuration.max_data
@@ -229,6 +230,9 @@ class Connection(QuicConnection):
             return []
         self.egress.expire(now)
         packets: list[tuple[bytes, Any]] = []
+        if self._handshake_confirmed and not self.is_ending:
+            packets += self._probe_path(now)  # before what would fill the congestion window
+            self._update_keys(now)
         if self._control_waits() and self.egress:
             self._datagrams_pending = _NOTHING  # type: ignore[assignment]
             try:
@@ -236,9 +240,6 @@ class Connection(QuicConnection):
             finally:
                 self._datagrams_pending = self.egress  # type: ignore[assignment]
         packets += super().datagrams_to_send(now)
-        if self._handshake_confirmed and not self.is_ending:
-            packets += self._probe_path(now)
-            self._update_keys()
         return packets
 
     def _control_waits(self) -> bool:
@@ -288,6 +289,11 @@ class Connection(QuicConnection):
         """Whether both halves of a stream have ended, ours acknowledged."""
         stream = self._streams.get(stream_id)
         return stream is None or stream.is_finished
+
+    def is_sending_done(self, stream_id: int) -> bool:
+        """Whether everything that was written to a stream, its FIN or reset included, was acknowledged."""
+        stream = self._streams.get(stream_id)
+        return stream is None or stream.sender.is_finished
 
     def allow_stream(self, stream_id: int) -> None:
         """Let the peer open one more stream of the kind of ``stream_id``."""
@@ -342,6 +348,7 @@ class Connection(QuicConnection):
         takes = pull_quic_transport_parameters(Buffer(data=data)).max_udp_payload_size
         if takes is not None:
             self._mtu.limit(takes)
+            self._set_datagram_size(self._mtu.size)
         self._remote_initial_max_data = self._remote_max_data
 
     def _write_connection_limits(self, builder: QuicPacketBuilder, space: QuicPacketSpace) -> None:
@@ -399,6 +406,14 @@ class Connection(QuicConnection):
     def receive_datagram(self, data: bytes, addr: Any, now: float) -> None:
         """See ``QuicConnection``. A peer that comes from another address begins with fresh estimates of its path."""
         super().receive_datagram(data, addr, now)
+        self._follow_path()
+
+    def handle_timer(self, now: float) -> None:
+        """See ``QuicConnection``. A new path that the peer did not confirm in time is left for the old one again."""
+        super().handle_timer(now)
+        self._follow_path()
+
+    def _follow_path(self) -> None:
         path = self._network_paths[0] if self._network_paths else None
         if path is not self._heard_path:
             if self._heard_path is not None and path is not None and path.addr != self._heard_path.addr:
@@ -406,30 +421,38 @@ class Connection(QuicConnection):
             self._heard_path = path
 
     def _on_path_change(self) -> None:
-        self.path_changes += 1
+        self._path_since = self._packet_number
         loss = self._loss
         for space in loss.spaces:
             for packet in space.sent_packets.values():
                 packet.in_flight = False  # on its way along the old path: not in this one's window
-        self._set_datagram_size(self._configuration.max_datagram_size)
         self._mtu.restart()
+        self._set_datagram_size(self._mtu.size)
         loss._cc = create_congestion_control(  # noqa: SLF001 - RFC 9000 §9.4
             self._configuration.congestion_control_algorithm, max_datagram_size=self._max_datagram_size
         )
         loss._pacer.packet_time = None  # noqa: SLF001
-        loss._rtt_initialized = False  # noqa: SLF001
+        loss._rtt_initialized = False  # noqa: SLF001 - the names in _RTT_ESTIMATES
         loss._rtt_latest = loss._rtt_smoothed = loss._rtt_variance = 0.0  # noqa: SLF001
         loss._rtt_min = float("inf")  # noqa: SLF001
         loss._pto_count = 0  # noqa: SLF001
+
+    def _handle_ack_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
+        start = buf.tell()
+        is_old = context.epoch is Epoch.ONE_RTT and buf.pull_uint_var() < self._path_since
+        buf.seek(start)
+        estimates = [getattr(self._loss, name) for name in _RTT_ESTIMATES] if is_old else []
+        super()._handle_ack_frame(context, frame_type, buf)
+        for name, value in zip(_RTT_ESTIMATES, estimates, strict=False):
+            setattr(self._loss, name, value)  # packets that took the old path tell nothing of this one (RFC 9000 §9.4)
 
     def _probe_path(self, now: float) -> list[tuple[bytes, Any]]:
         """A packet of the size that the search wants to know about, if it wants to know now (RFC 9000 §14.4)."""
         path = self._network_paths[0]
         congestion = self._loss._cc  # noqa: SLF001
-        if isinstance(congestion, _Congestion) and congestion.large_losses >= BLACK_HOLE_LOSSES:
-            congestion.large_losses = 0
-            if self._mtu.black_hole():
-                self._set_datagram_size(self._mtu.size)
+        if isinstance(congestion, Congestion) and congestion.is_black_hole:
+            self._mtu.black_hole()
+            self._set_datagram_size(self._mtu.size)
         size = self._mtu.next_probe(now) if path.is_validated else None
         if size is None or size > congestion.congestion_window - congestion.bytes_in_flight:
             return []
@@ -461,23 +484,36 @@ class Connection(QuicConnection):
         self._max_datagram_size = size
         congestion = self._loss._cc  # noqa: SLF001
         self._loss._pacer._max_datagram_size = size  # noqa: SLF001
-        if isinstance(congestion, _Congestion):
+        if isinstance(congestion, Congestion):
             congestion.set_datagram_size(size)
 
-    def _update_keys(self) -> None:
+    def _initialize(self, peer_cid: bytes) -> None:
+        super()._initialize(peer_cid)
+        self._keys = self._cryptos[Epoch.ONE_RTT] = KeyPair()
+
+    def _update_keys(self, now: float) -> None:
+        keys = self._keys
+        if keys.updates != self.key_updates:  # by the peer or by us
+            self.key_updates = keys.updates
+            self._keys_since = self._packet_number
+            self._forget_keys_at = None
+        if keys.holds_previous and keys.is_settled:
+            if self._forget_keys_at is None:
+                self._forget_keys_at = now + 3 * self.probe_timeout  # RFC 9001 §6.5
+            elif now >= self._forget_keys_at:
+                keys.forget_previous()
         sealed = self._packet_number - self._keys_since
-        acked = self._spaces[Epoch.ONE_RTT].largest_acked_packet
-        if sealed >= self._key_update_packets and acked > self._keys_since:
+        if sealed >= self.key_update_packets and self._spaces[Epoch.ONE_RTT].largest_acked_packet > self._keys_since:
             # The peer has the current keys (RFC 9001 §6.1): one of their packets was acknowledged.
             self.request_key_update()
-            self._keys_since = self._packet_number
-            self.key_updates += 1
 
     def is_stateless_reset(self, data: bytes) -> bool:
         """Whether a packet that belongs to no connection is the peer's stateless reset of this one (RFC 9000 §10.3.1)."""
         token = data[-RESET_TOKEN_SIZE:]
         known = (self._peer_cid, *self._peer_cid_available)
-        return len(data) >= MIN_STATELESS_RESET and any(cid.stateless_reset_token == token for cid in known)
+        # Every comparison takes the same time, whatever the token is (RFC 9000 §10.3.1).
+        matches = [hmac.compare_digest(cid.stateless_reset_token or b"", token) for cid in known]
+        return len(data) >= MIN_STATELESS_RESET and any(matches)
 
     # -- timing
 
@@ -487,9 +523,29 @@ class Connection(QuicConnection):
         return max(3 * self._loss.get_probe_timeout(), _MIN_PATIENCE)
 
     @property
+    def congestion_window(self) -> int:
+        """How many bytes may be under way to the peer."""
+        return self._loss.congestion_window
+
+    @property
     def probe_timeout(self) -> float:
         """The PTO in seconds, without backoff."""
         return self._loss.get_probe_timeout()
+
+    @property
+    def round_trip_time(self) -> float | None:
+        """The smoothed RTT in seconds (RFC 9002 §5.3); None before the first sample."""
+        return self._loss._rtt_smoothed if self._loss._rtt_initialized else None  # noqa: SLF001
+
+    @property
+    def awaits_answer(self) -> bool:
+        """Whether something that asks for an acknowledgement is on its way."""
+        return any(space.ack_eliciting_in_flight for space in self._loss.spaces)
+
+    @property
+    def unanswered_probes(self) -> int:
+        """How many probe timeouts have passed in a row since the last acknowledgement (RFC 9002 §6.2)."""
+        return self._loss._pto_count  # noqa: SLF001
 
     @property
     def idle_deadline(self) -> float | None:
@@ -504,45 +560,6 @@ class Connection(QuicConnection):
     @_ack_eliciting_sent_since_receipt.setter
     def _ack_eliciting_sent_since_receipt(self, value: bool) -> None:
         """Ignored."""
-
-
-class _Congestion(RenoCongestionControl):
-    """NewReno that tells path probes from data, and notices when only large packets are lost.
-
-    A packet larger than the datagram size in use is a probe; its loss says nothing about congestion (RFC 9000 §14.4).
-    """
-
-    def __init__(self, *, max_datagram_size: int) -> None:
-        super().__init__(max_datagram_size=max_datagram_size)
-        self._base = max_datagram_size
-        self.large_losses = 0
-
-    def set_datagram_size(self, size: int) -> None:
-        """Another size is in use."""
-        self._max_datagram_size = size
-        self.large_losses = 0
-
-    def on_packet_acked(self, *, now: float, packet: QuicSentPacket) -> None:
-        """See aioquic."""
-        if packet.sent_bytes > self._base:
-            self.large_losses = 0
-        super().on_packet_acked(now=now, packet=packet)
-
-    def on_packets_lost(self, *, now: float, packets: Iterable[QuicSentPacket]) -> None:
-        """See aioquic."""
-        data = []
-        for packet in packets:
-            if packet.sent_bytes > self._max_datagram_size:
-                self.bytes_in_flight -= packet.sent_bytes
-            else:
-                data.append(packet)
-                if packet.sent_bytes > self._base:
-                    self.large_losses += 1
-        if data:
-            super().on_packets_lost(now=now, packets=data)
-
-
-register_congestion_control(CONGESTION_CONTROL, _Congestion)
 
 
 def is_unidirectional(stream_id: int) -> bool:

@@ -20,12 +20,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, cast
 
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.packet import QuicProtocolVersion, encode_quic_version_negotiation
 from twisted.internet.protocol import DatagramProtocol
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from zrc_relay.core.codes import ErrorCode
 from zrc_relay.core.counters import Handshake, InputDrop
@@ -142,7 +143,12 @@ class Endpoint(DatagramProtocol):
                 self._reset_stateless(data, path)
                 return
         elif first >= 192:
-            found = self._long_header(data, path)
+            try:
+                found = self._long_header(data, path)
+            except Exception:
+                self._log.failure("a connection could not begin")
+                counters.session_errors += 1
+                return
             if found is None:
                 return
             connection = found
@@ -296,8 +302,12 @@ class Endpoint(DatagramProtocol):
         self._flush(now, wall)
 
     def stop(self) -> None:
-        """Forget everything and let the timer go; nothing is sent."""
+        """Forget everything and let the timer go; all that is still sent are closes that were waiting."""
         self.accepting = False
+        for connection in self._connections:
+            connection.hurry()
+            self._touched[connection] = None
+        self._flush(self._now(), self._wall())
         for connection in list(self._connections):
             self._remove(connection)
         if self._timer is not None:
@@ -335,6 +345,7 @@ class Endpoint(DatagramProtocol):
     def _flush(self, now: float, wall: float) -> None:
         self._batch_now = now
         for _ in range(MAX_FLUSH_ROUNDS):
+            self._report_failures()
             if not self._touched:
                 break
             touched, self._touched = self._touched, {}
@@ -356,10 +367,23 @@ class Endpoint(DatagramProtocol):
         elif upcoming is not None:
             self._wake(upcoming)
 
+    def _report_failures(self) -> None:
+        """Errors that the core has kept to one allocation or session: log them, close the sessions."""
+        failures = self.relay.failures
+        while failures:
+            failed = failures.pop()
+            self._log.failure("{name} is closed: its processing failed", Failure(failed.error), name=failed.name)
+            self.relay.counters.session_errors += 1
+            for session in failed.sessions:
+                self._abort(cast(RelayConnection, session.link))
+
     def _fail(self, connection: RelayConnection) -> None:
         """One connection's processing raised: end that one (R5.6)."""
         self._log.failure("connection {connection} is closed: its processing failed", connection=connection.name)
         self.relay.counters.session_errors += 1
+        self._abort(connection)
+
+    def _abort(self, connection: RelayConnection) -> None:
         try:
             connection.abort(self._now(), self._wall())
         except Exception:

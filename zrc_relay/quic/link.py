@@ -9,6 +9,9 @@ aioquic sends nothing but the close once ``close`` was called, and some clients 
 
 While a connection is closing, its last packet is kept and repeated for the 1st, 2nd, 4th, 8th ... packet that arrives
 (RFC 9000 §10.2.1).
+
+Other sessions act on this one too, through ``send_datagram``, ``send_control`` and ``close``. An exception there is this
+connection's and not that of whose packet is being handled: it is kept, and raised by the next ``flush`` (R5.6).
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ from zrc_relay.quic.streams import Forwarder
 from zrc_relay.quic.udp import Path
 
 IDLE_MARGIN: Final = 0.1
-"""Seconds before QUIC's idle timeout at which a connection is closed with a word (R5.5)."""
+"""Seconds, beside one PTO, before QUIC's idle timeout at which a connection is closed with a word (R5.5)."""
 MAX_LINGER: Final = 1.0
 """Longest time in seconds that a close waits for the control stream to be acknowledged."""
 
@@ -108,8 +111,9 @@ class RelayConnection:
         self.session = Session(host.relay, self, nonce, now)
         self.streams = Forwarder(self, host.relay.counters, max_pending_streams)
         self._oversize = OversizeSender(self.quic, EgressQueue(egress_bytes, egress_age, self._dropped_late))
+        self._error: Exception | None = None
         self._max_payload = 0
-        self._path_changes = 0
+        self._known_path = path
         self._key_updates = 0
 
     def _dropped_late(self, size: int) -> None:
@@ -156,11 +160,16 @@ class RelayConnection:
         """Send what is to be sent; returns when ``timed_out`` wants to be called (None: never)."""
         if self.finished:
             return None
+        if self._error is not None:
+            raise self._error
         self._now = now
+        self._notice_changes()
         again = self.streams.pump(now) if self._close is None else None
         self._oversize.pump(now)
         self._send(now)
-        self._notice_changes()
+        if self._notice_changes():
+            self._oversize.pump(now)
+            self._send(now)  # what was queued no longer fitted
         if self._close is not None and not self.quic.is_ending:
             if not self.control_backlog or now >= self._linger_until:
                 code, reason = self._close
@@ -178,40 +187,54 @@ class RelayConnection:
         )
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
+    def hurry(self) -> None:
+        """Let a close wait no longer: there will be no later flush."""
+        self._linger_until = 0.0
+
     def abort(self, now: float, wall: float) -> None:
         """Something went wrong in our own code: drop the session, tell the client if that still works."""
-        self.session.lost(now, wall)
         try:
-            self.quic.close(error_code=ErrorCode.INTERNAL, reason_phrase="internal error")
-            self._send(now)
+            self.session.lost(now, wall)
         finally:
-            self._finish(now, wall)
+            try:
+                self.quic.close(error_code=ErrorCode.INTERNAL, reason_phrase="internal error")
+                self._send(now)
+            finally:
+                self._finish(now, wall)
 
     @property
     def _idle_deadline(self) -> float | None:
-        """When to close an idle connection in peace: a little before QUIC would end it without a word."""
-        deadline = self.quic.idle_deadline
-        if deadline is None or not self.quic.is_established or self._close is not None:
-            return None
-        return deadline - IDLE_MARGIN
+        """When to close an idle connection in peace: before QUIC would end it without a word, here or at the client.
 
-    def _notice_changes(self) -> None:
-        """What the QUIC connection found out about its path and its keys."""
+        The client began to wait when it got the packet whose acknowledgement was the last thing heard here, a PTO ago at most.
+        """
         quic = self.quic
-        payload = quic.max_payload
-        if payload != self._max_payload and self.established:
-            for larger in quic.egress.remove_larger(payload):
-                self._send_oversize(larger, self._now)
-            self._max_payload = payload
-            self.session.max_payload_changed()
+        deadline = quic.idle_deadline
+        if deadline is None or not quic.is_established or self._close is not None:
+            return None
+        return deadline - min(IDLE_MARGIN + quic.probe_timeout, quic.configuration.idle_timeout / 4)
+
+    def _notice_changes(self) -> bool:
+        """What the QUIC connection found out about its path and its keys; returns whether queued payloads were moved by that."""
+        quic = self.quic
         counters = self._host.relay.counters
-        if quic.path_changes != self._path_changes:
-            counters.path_changes += quic.path_changes - self._path_changes
-            self._path_changes = quic.path_changes
+        path = self._path
+        if path is not self._known_path and path != self._known_path:
+            self._known_path = path
+            counters.path_changes += 1
             self.session.moved()
         if quic.key_updates != self._key_updates:
             counters.key_updates += quic.key_updates - self._key_updates
             self._key_updates = quic.key_updates
+        payload = quic.max_payload
+        if payload == self._max_payload or not self.established:
+            return False
+        self._max_payload = payload
+        self.session.max_payload_changed()
+        larger = quic.egress.remove_larger(payload)
+        for each in larger:
+            self._send_oversize(each, self._now)
+        return bool(larger)
 
     def _send(self, now: float) -> None:
         ending = self.quic.is_ending
@@ -228,11 +251,13 @@ class RelayConnection:
                 origin.send(data, to)
 
     def _finish(self, now: float, wall: float) -> None:
-        self.streams.lost()
         self.finished = True
         self._handshake_deadline = None
-        self.session.lost(now, wall)
         self._host.touch(self)
+        try:
+            self.streams.lost()
+        finally:
+            self.session.lost(now, wall)
 
     # -- events
 
@@ -373,14 +398,20 @@ class RelayConnection:
 
     def send_control(self, data: bytes) -> None:
         """See ``Link``."""
-        if self.quic.reset_code(CONTROL_STREAM) is None:  # else the event that ends the session is on its way
-            self.quic.send_stream_data(CONTROL_STREAM, data)
-            self._host.touch(self)
+        try:
+            if self.quic.reset_code(CONTROL_STREAM) is None:  # else the event that ends the session is on its way
+                self.quic.send_stream_data(CONTROL_STREAM, data)
+        except Exception as error:
+            self._error = error
+        self._host.touch(self)
 
     def send_datagram(self, payload: bytes, now: float) -> None:
         """See ``Link``."""
-        if not self.quic.send_payload(payload, now):
-            self._send_oversize(payload, now)
+        try:
+            if not self.quic.send_payload(payload, now):
+                self._send_oversize(payload, now)
+        except Exception as error:
+            self._error = error
         self._host.touch(self)
 
     def _send_oversize(self, payload: bytes, now: float) -> None:
@@ -390,8 +421,11 @@ class RelayConnection:
     def close(self, code: ErrorCode, reason: str) -> None:
         """See ``Link``."""
         self._close = (code, reason)
-        self._linger_until = self._now + min(3 * self.quic.probe_timeout, MAX_LINGER)
-        self.streams.lost()
+        try:
+            self._linger_until = self._now + min(3 * self.quic.probe_timeout, MAX_LINGER)
+            self.streams.lost()
+        except Exception as error:
+            self._error = error
         self._host.touch(self)
 
 

@@ -31,8 +31,8 @@ class OversizeSender:
             if self._stream_id is None:
                 return False
             self._quic.send_stream_data(self._stream_id, encode_varint(STREAM_OVERSIZE))
-        elif self._quic.reset_code(self._stream_id) is not None:
-            return False  # the peer does not want them
+        elif self._is_refused(self._stream_id):
+            return False
         self._queue.push(payload, now)
         return True
 
@@ -42,10 +42,14 @@ class OversizeSender:
         if stream_id is None or not queue:
             return
         queue.expire(now)
-        while queue and self._quic.unsent(stream_id) < MAX_AHEAD and self._quic.reset_code(stream_id) is None:
+        while queue and self._quic.unsent(stream_id) < MAX_AHEAD and not self._is_refused(stream_id):
             self._quic.send_stream_data(stream_id, encode_record(queue.popleft()))
 
     @property
     def waits(self) -> bool:
         """Whether something is queued."""
         return bool(self._queue)
+
+    def _is_refused(self, stream_id: int) -> bool:
+        """Whether the peer has stopped the stream. QUIC forgets it, code and all, once its reset is acknowledged."""
+        return self._quic.reset_code(stream_id) is not None or self._quic.is_stream_done(stream_id)

@@ -6,7 +6,8 @@ Theory of operation
 first, then the largest probe that was acknowledged. The search tries the maximum at once, since most paths carry it, and halves
 the interval between what passed and what did not until it is no more than ``STEP`` bytes. A size counts as too big after
 ``MAX_PROBES`` losses in a row. When full-size packets stop arriving (a *black hole*: the route has changed) it falls back to the
-base and searches again. A finished search below the maximum is repeated every ``raise_interval`` seconds.
+base and searches again, beginning with the size that failed: if congestion and not the route was to blame, one probe sets it
+right. A finished search below the maximum is repeated every ``raise_interval`` seconds.
 """
 
 from __future__ import annotations
@@ -52,10 +53,11 @@ class PathMtu:
         self._search(self._maximum + 1, first=self._maximum)
 
     def limit(self, maximum: int) -> None:
-        """The peer takes no more than ``maximum`` bytes."""
+        """The peer takes no more than ``maximum`` bytes (its max_udp_payload_size), which may be less than the base."""
         if maximum < self._maximum:
-            self._maximum = max(self._base, maximum)
-            self._search(self._maximum + 1, first=self._maximum)
+            self._maximum = maximum
+            self._base = min(self._base, maximum)
+            self.restart()
 
     def next_probe(self, now: float) -> int | None:
         """The size in bytes to probe now, or None; at most one probe is under way."""
@@ -98,7 +100,7 @@ class PathMtu:
             return False
         failed = self.size
         self.size = self._base
-        self._search(failed, first=(self._base + failed) // 2)
+        self._search(failed + 1, first=failed)
         return True
 
     def _search(self, too_big: int, first: int) -> None:

@@ -121,6 +121,8 @@ class Forwarder:
         """Pipes into this connection that wait for its stream limit, with whether they are bidirectional."""
         self._mirrors: dict[int, tuple[Owner, int | None]] = {}
         """Streams that the client opened and has no credit back for, with their mirror if there is one."""
+        self._mirroring: dict[int, Owner] = {}
+        """Mirrors that were opened here, with the connection that waits for their end."""
 
     # -- events of this connection
 
@@ -174,6 +176,10 @@ class Forwarder:
                 self._busy.discard(pipe)
         if self._mirrors:
             self._release()
+        for stream_id, waiting in list(self._mirroring.items()):
+            if self._owner.quic.is_stream_done(stream_id):
+                del self._mirroring[stream_id]
+                waiting.wake()
         return None if again is None else now + again
 
     def lost(self) -> None:
@@ -186,6 +192,9 @@ class Forwarder:
             self._close_pipe(pipe, StreamError.COUNTERPART_LOST)
         for pipe in [*self._outbound.values()]:
             pipe.source.streams.target_lost(pipe)
+        for waiting in self._mirroring.values():
+            waiting.wake()
+        self._mirroring.clear()
         self._inbound.clear()
         self._outbound.clear()
         self._busy.clear()
@@ -264,6 +273,7 @@ class Forwarder:
                 continue
             pipe.target_id = stream_id
             self._outbound[stream_id] = pipe
+            self._mirroring[stream_id] = pipe.source
             pipe.source.streams.mirrored(pipe)
             if bidirectional:
                 self._inbound[stream_id] = back = Pipe(self._owner, stream_id, pipe.source, pipe.source_id)

@@ -79,7 +79,7 @@ class Receiver(Protocol):
 
 
 class _Origin:
-    """Our side of a path: a socket, and on a wildcard socket the address that was reached."""
+    """Our side of a path: a socket, and on a wildcard socket the address that was reached. Compared by these."""
 
     __slots__ = ("_ancillary", "_port", "address")
 
@@ -90,6 +90,12 @@ class _Origin:
 
     def send(self, data: bytes, to: SocketAddress) -> None:
         self._port.send(data, to, self._ancillary)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Origin) and (self._port, self._ancillary) == (other._port, other._ancillary)
+
+    def __hash__(self) -> int:
+        return hash((id(self._port), self.address))
 
 
 class UdpPort(udp.Port):
@@ -130,21 +136,28 @@ class UdpPort(udp.Port):
         return self._origin(b"")
 
     def doRead(self) -> None:  # noqa: N802 - Twisted's name
-        """Read what is there, at most ``MAX_BATCH`` datagrams, then say that the batch is done."""
+        """Read what is there, at most ``MAX_BATCH`` datagrams, then say that the batch is done.
+
+        What the receiver raises is logged here: the reactor would close the socket for it, and end everyone's connection.
+        """
         receive = self.socket.recvmsg
         received = self._receiver.datagram_received
         ancillary_size = socket.CMSG_SPACE(_PKTINFO6.size) if self._wildcard else 0
-        try:
-            for _ in range(MAX_BATCH):
-                try:
-                    data, ancillary, _, sender = receive(MAX_DATAGRAM, ancillary_size)
-                except (BlockingIOError, InterruptedError):
-                    break
-                except OSError:
-                    continue  # an ICMP error of an earlier send, reported here; the next call goes on
+        for _ in range(MAX_BATCH):
+            try:
+                data, ancillary, _, sender = receive(MAX_DATAGRAM, ancillary_size)
+            except (BlockingIOError, InterruptedError):
+                break
+            except OSError:
+                continue  # an ICMP error of an earlier send, reported here; the next call goes on
+            try:
                 received(data, (sender, self._origin(_local_ip(ancillary) if ancillary else b"")))
-        finally:
+            except Exception:
+                self._log.failure("a datagram from {sender} could not be dealt with", sender=sender[0])
+        try:
             self._receiver.batch_done()
+        except Exception:
+            self._log.failure("a batch of datagrams could not be finished")
 
     def send(self, data: bytes, to: SocketAddress, ancillary: list[tuple[int, int, bytes]]) -> None:
         """Send a datagram, or lose it: a full buffer or an unreachable address is what the network does, too."""

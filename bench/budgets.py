@@ -1,0 +1,64 @@
+"""What is wanted of the measurements: the table of budgets, and where each is read off.
+
+A budget compares two subjects of one scenario, or one subject with a limit. ``must`` is kept or the report says that it is not;
+``aim`` is what would be as good as the best.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final
+
+from bench.scenarios import MANY, SATURATION, paced, pairs_label
+from bench.systems import AIOQUIC, COTURN, GENERAL, NO_RELAY, OURS, QUIC_GO, QUINN
+
+
+class How(Enum):
+    """How two numbers become one."""
+
+    RATIO = "ratio"
+    DIFFERENCE = "difference"
+    VALUE = "value"
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """One row: ``of`` against ``against`` (subjects of ``scenario``), by the field ``metric`` of their samples."""
+
+    what: str
+    scenario: str
+    of: str
+    against: str | None
+    must: float
+    aim: float
+    metric: str = "cost"
+    how: How = How.RATIO
+    unit: str = "x"
+
+
+def _datagrams() -> list[Budget]:
+    rivals = ((QUIC_GO, 0.6, 0.25), (QUINN, 2.5, 1.0), (COTURN, 3.0, 1.0), (GENERAL, 0.2, 0.08))
+    return [
+        Budget(f"QUIC datagrams, CPU, against {_called(rival)}, {where}", scenario, OURS, rival, must, aim)
+        for rival, must, aim in rivals
+        for scenario, where in ((SATURATION, "at saturation"), (paced(20_000), "at 20,000 a second"))
+    ]
+
+
+def _called(rival: str) -> str:
+    return {COTURN: "coturn, which does not encrypt", GENERAL: "stock aioquic's machinery (fast_path = false)"}.get(rival, f"the {rival}")
+
+
+BUDGETS: Final = (
+    *_datagrams(),
+    Budget("channels, packets singly, CPU, against coturn, at saturation", "channels", OURS, COTURN, 1.3, 1.0),
+    Budget("channels, packets singly, CPU, against coturn, at 20,000 a second", "channels-20k", OURS, COTURN, 1.3, 1.0),
+    Budget("channels, trains of 16, CPU, against coturn", "channels-16", OURS, COTURN, 0.25, 0.12),
+    Budget("channels, trains of 44, CPU, against coturn", "channels-44", OURS, COTURN, 0.1, 0.05),
+    Budget("added latency at half of capacity, p50", "latency", OURS, NO_RELAY, 0.3, 0.1, "p50", How.DIFFERENCE, "ms"),
+    Budget("added latency at half of capacity, p99", "latency", OURS, NO_RELAY, 2.0, 1.0, "p99", How.DIFFERENCE, "ms"),
+    Budget(f"{MANY} active allocations against 1, same total rate, CPU", "growth", pairs_label(MANY), pairs_label(1), 1.5, 1.2),
+    Budget("handshake + ALLOCATE with proof, CPU, against the bare stock handshake", "handshakes", OURS, AIOQUIC, 1.4, 1.1),
+    Budget("memory per active allocation (two connections)", "memory", OURS, None, 200, 120, "memory", How.VALUE, "kB"),
+)

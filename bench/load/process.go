@@ -1,0 +1,99 @@
+package main
+
+// What the kernel says about the relay's process.
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+)
+
+const ticksPerSecond = 100 // USER_HZ, the same on every Linux that Go runs on
+
+// usage is what a process has used so far.
+type usage struct {
+	cpu     float64 // seconds, user and system
+	wakeups uint64  // how often a thread had waited for something and went on
+	memory  uint64  // bytes that are resident
+}
+
+// usageOf reads /proc; for pid 0 it is all zero.
+func usageOf(pid int) (u usage, err error) {
+	if pid == 0 {
+		return u, nil
+	}
+	base := filepath.Join("/proc", strconv.Itoa(pid))
+	if u.cpu, err = ticks(base); err != nil {
+		return u, err
+	}
+	u.memory = statusField(base, "VmRSS:") * 1024
+	threads, err := filepath.Glob(filepath.Join(base, "task", "*"))
+	precise := 0.0
+	for _, thread := range threads {
+		precise += onCPU(thread)
+		u.wakeups += statusField(thread, "voluntary_ctxt_switches:")
+	}
+	if precise > 0 {
+		u.cpu = precise
+	}
+	return u, err
+}
+
+// ticks is utime and stime of /proc/PID/stat, which count hundredths of a second.
+func ticks(base string) (seconds float64, err error) {
+	stat, err := os.ReadFile(filepath.Join(base, "stat"))
+	if err != nil {
+		return 0, err
+	}
+	// The name, in parentheses, may itself hold blanks and parentheses.
+	fields := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
+	if len(fields) < 13 {
+		return 0, fmt.Errorf("%s/stat is %q", base, stat)
+	}
+	for _, field := range fields[11:13] {
+		count, err := strconv.ParseUint(field, 10, 64)
+		if err != nil {
+			return 0, err
+		}
+		seconds += float64(count) / ticksPerSecond
+	}
+	return seconds, nil
+}
+
+// onCPU is the same for one thread in nanoseconds, where the kernel keeps account of it (CONFIG_SCHED_INFO); 0 where it does not.
+func onCPU(thread string) (seconds float64) {
+	text, err := os.ReadFile(filepath.Join(thread, "schedstat"))
+	if err != nil {
+		return 0
+	}
+	fields := strings.Fields(string(text))
+	if len(fields) == 0 {
+		return 0
+	}
+	nanoseconds, _ := strconv.ParseUint(fields[0], 10, 64)
+	return float64(nanoseconds) / 1e9
+}
+
+func statusField(directory, name string) uint64 {
+	status, err := os.ReadFile(filepath.Join(directory, "status"))
+	if err != nil {
+		return 0 // a thread that has just ended
+	}
+	for _, line := range strings.Split(string(status), "\n") {
+		if fields := strings.Fields(line); len(fields) > 1 && fields[0] == name {
+			value, _ := strconv.ParseUint(fields[1], 10, 64)
+			return value
+		}
+	}
+	return 0
+}
+
+// ownCPU is the processor time of this process in seconds.
+func ownCPU() float64 {
+	var used syscall.Rusage
+	syscall.Getrusage(syscall.RUSAGE_SELF, &used)
+	return float64(used.Utime.Nano()+used.Stime.Nano()) / 1e9
+}

@@ -1,0 +1,175 @@
+"""What is measured.
+
+A scenario has subjects, which take turns: A, B, A, B ... A subject is a relay under a load, so two subjects can also be one relay
+under two loads. The base is what the budgets are about: 4 pairs, 1100-byte payloads, one direction, packets sent singly by a
+quic-go client; each scenario changes one thing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Final
+
+from bench.systems import AIOQUIC, COTURN, GENERAL, NO_RELAY, OURS, QUIC_GO, QUINN
+
+BASE_PAIRS: Final = 4
+BASE_SIZE: Final = 1100
+QUICK_PAIRS: Final = 100
+
+
+class Kind(Enum):
+    """What a scenario is about, and so what its numbers are."""
+
+    DATAGRAMS = "datagrams"
+    CHANNELS = "channels"
+    STREAMS = "streams"
+    HANDSHAKES = "handshakes"
+    MEMORY = "memory"
+    LATENCY = "latency"
+
+
+class Engine(Enum):
+    """Which client sends; see ``load/main.go``."""
+
+    QUIC_GO = "quic-go"
+    FAST = "fast"
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What the load generator is asked for. ``rate`` is in payloads a second over all pairs; 0 is as many as go through."""
+
+    kind: Kind = Kind.DATAGRAMS
+    engine: Engine = Engine.QUIC_GO
+    pairs: int = BASE_PAIRS
+    size: int = BASE_SIZE
+    rate: float = 0
+    train: int = 1
+    both: bool = False
+
+    def arguments(self, *, warm_up: float, seconds: float) -> list[str]:
+        """Flags for the load generator; times in seconds."""
+        mode = self.kind.value if self.kind in {Kind.CHANNELS, Kind.STREAMS, Kind.HANDSHAKES} else "datagrams"
+        given = [
+            f"-mode={mode}", f"-engine={self.engine.value}", f"-pairs={self.pairs}", f"-size={self.size}", f"-rate={self.rate:g}",
+            f"-train={self.train}", f"-warm-up={warm_up:g}s", f"-seconds={seconds:g}s",
+        ]
+        return [*given, "-both"] if self.both else given
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A relay under a load, and what it is called in its scenario."""
+
+    label: str
+    system: str
+    load: Load
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """Subjects that are compared.
+
+    ``is_fresh``: each measurement has a relay of its own. ``half_of_capacity`` names the system whose throughput, halved, is the rate
+    for all. ``is_quick``: part of ``--quick``.
+    """
+
+    name: str
+    title: str
+    kind: Kind
+    subjects: tuple[Subject, ...]
+    is_fresh: bool = False
+    half_of_capacity: str | None = None
+    is_quick: bool = False
+
+    def quick(self) -> Scenario:
+        """The same with fewer pairs: subjects that are about many are left out, those that merely have many get fewer."""
+        if self.kind is Kind.DATAGRAMS:
+            return replace(self, subjects=tuple(each for each in self.subjects if each.load.pairs <= QUICK_PAIRS))
+        fewer = (replace(each, load=replace(each.load, pairs=min(each.load.pairs, QUICK_PAIRS))) for each in self.subjects)
+        return replace(self, subjects=tuple(fewer))
+
+
+def _each(systems: Sequence[str], load: Load) -> tuple[Subject, ...]:
+    return tuple(Subject(system, system, load) for system in systems)
+
+
+def pairs_label(pairs: int) -> str:
+    """What a subject is called that differs in its number of pairs."""
+    return f"{pairs} pair" + ("s" if pairs > 1 else "")
+
+
+ALL: Final = (OURS, GENERAL, QUIC_GO, QUINN, AIOQUIC, COTURN)
+FAST_ONES: Final = (OURS, QUIC_GO, QUINN)
+MANY: Final = 1000
+GROWTH: Final = (1, 4, 100, MANY)
+RATES: Final = (20_000, 5_000, 1_000)
+TRAINS: Final = (16, 44)
+HANDSHAKES: Final = 500
+SATURATION: Final = "saturation"
+
+
+def paced(rate: int) -> str:
+    """The name of the scenario that is paced at ``rate``."""
+    return f"paced-{rate // 1000}k"
+
+
+def _all() -> list[Scenario]:
+    base = Load()
+    fast = Load(engine=Engine.FAST)
+    channels = Load(kind=Kind.CHANNELS, engine=Engine.FAST)
+    found = [Scenario(SATURATION, "As many as go through", Kind.DATAGRAMS, _each(ALL, base), is_quick=True)]
+    found += [
+        Scenario(
+            paced(rate), f"{rate:,} datagrams a second", Kind.DATAGRAMS, _each(ALL, replace(base, rate=rate)), is_quick=rate == 20_000
+        )
+        for rate in RATES
+    ]
+    found += [
+        Scenario("both-20k", "20,000 datagrams a second in both directions together", Kind.DATAGRAMS,
+                 _each((*FAST_ONES, GENERAL), replace(base, rate=20_000, both=True))),
+        Scenario("size-500", "500-byte payloads, as many as go through", Kind.DATAGRAMS, _each(FAST_ONES, replace(base, size=500))),
+        Scenario("size-100", "100-byte payloads, as many as go through", Kind.DATAGRAMS, _each(FAST_ONES, replace(base, size=100))),
+        Scenario(
+            "growth", "20,000 datagrams a second over ever more pairs of this relay", Kind.DATAGRAMS,
+            tuple(Subject(pairs_label(pairs), OURS, replace(base, pairs=pairs, rate=20_000)) for pairs in GROWTH), is_quick=True,
+        ),
+        Scenario("many-slow", "1,000 datagrams a second over 100 pairs", Kind.DATAGRAMS,
+                 _each((*FAST_ONES, GENERAL), replace(base, pairs=100, rate=1_000))),
+        Scenario("capacity", "As many as go through, from the fast client, packets singly", Kind.DATAGRAMS, _each(FAST_ONES, fast),
+                 is_quick=True),
+    ]
+    found += [
+        Scenario(f"trains-{train}", f"As many as go through, in trains of {train} from the fast client", Kind.DATAGRAMS,
+                 _each(FAST_ONES, replace(fast, train=train)), is_quick=train == 16)
+        for train in TRAINS
+    ]
+    found += [
+        Scenario("latency", "Latency at half of this relay's capacity", Kind.LATENCY,
+                 _each((NO_RELAY, *FAST_ONES), replace(fast, kind=Kind.LATENCY)), half_of_capacity=OURS, is_quick=True),
+        Scenario("channels", "Channels, as many as go through, packets singly", Kind.CHANNELS,
+                 (Subject(OURS, OURS, channels), Subject(COTURN, COTURN, base)), is_quick=True),
+        Scenario("channels-20k", "Channels, 20,000 a second, packets singly", Kind.CHANNELS,
+                 (Subject(OURS, OURS, replace(channels, rate=20_000)), Subject(COTURN, COTURN, replace(base, rate=20_000)))),
+    ]
+    found += [
+        Scenario(f"channels-{train}", f"Channels, as many as go through, in trains of {train}", Kind.CHANNELS,
+                 (Subject(OURS, OURS, replace(channels, train=train)), Subject(COTURN, COTURN, base)))
+        for train in TRAINS
+    ]
+    handshakes = Load(kind=Kind.HANDSHAKES, pairs=HANDSHAKES)
+    memory = Load(kind=Kind.MEMORY, pairs=MANY, rate=1_000)
+    return [
+        *found,
+        Scenario("streams", "One forwarded stream for each of 4 pairs", Kind.STREAMS,
+                 _each((OURS, QUIC_GO), Load(kind=Kind.STREAMS)), is_quick=True),
+        Scenario("handshakes", "Handshakes; with this relay, ALLOCATE with proof as well", Kind.HANDSHAKES,
+                 _each((OURS, AIOQUIC, QUIC_GO, QUINN), handshakes), is_quick=True),
+        Scenario("memory", "Memory for each active pair", Kind.MEMORY, _each((OURS, AIOQUIC, QUIC_GO, QUINN), memory),
+                 is_fresh=True, is_quick=True),
+    ]
+
+
+SCENARIOS: Final = _all()

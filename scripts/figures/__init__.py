@@ -1,0 +1,1 @@
+"""One module for each promised figure, found by its name: ``prove()`` measures and returns a ``Verdict``."""

@@ -1,0 +1,200 @@
+"""Who gets in: what is decided about a source before the relay keeps anything for it, and afterwards (R6.1-R6.3).
+
+Theory of operation
+-------------------
+``Admission`` is asked about each Initial that belongs to no connection, before one is made, and answers with one of four
+verdicts:
+
+* **ADMIT**: make a connection.
+* **RETRY**: answer with a stateless Retry (RFC 9000 §8.1.2). It is smaller than what it answers, keeps nothing here, and costs
+  an honest client one round trip. It is what an address gets that may be spoofed, *when* there is a reason to ask: the source is
+  over ``connection_rate``, ``handshake_pressure`` handshakes are open, or the source shows the amplification pattern.
+* **REFUSE**: answer with CONNECTION_REFUSED. Only for a source that has shown by a Retry token that it is there, and is over its
+  rate. This answer has a rate of its own.
+* **SILENCE**: nothing. For sources that are blocked, and for what is beyond the rate of refusals.
+
+What makes this safe against spoofed sources is what is counted where:
+
+* ``connection_rate`` counts only sources that are *validated*, by a Retry token or by a handshake that came to its end. Nobody
+  can spend it for somebody else, and an Initial with a valid token is judged by it alone.
+* Unvalidated attempts that were admitted are counted too, with the same rate and in a table of their own. Being over *that* rate
+  means a Retry and nothing worse.
+* The amplification pattern is a source for which ``PATTERN`` handshakes within ``amplification_block`` were answered and then
+  abandoned before the address was validated: what a victim of reflection looks like. Its answers are Retries from then on, for
+  ``amplification_block``.
+
+After the handshake a source can still turn out to be over its rate or blocked; then the connection is closed with a code of the
+protocol, which says when to come again. ALLOCATE and STUN have rates of their own.
+
+Every table is bounded (``SourceLimiter``) and holds nothing but numbers. ``now`` is monotonic, ``wall`` Unix time, in seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum, unique
+from math import ceil, inf
+from typing import Final
+
+from zrc_relay.core.authorisation import Refused
+from zrc_relay.core.cidr import AccessLists
+from zrc_relay.core.codes import ErrorCode
+from zrc_relay.core.counters import Limit
+from zrc_relay.core.limiter import TokenBucket
+from zrc_relay.core.sources import Numeric, Rate, SourceLimiter, source_of
+
+PATTERN: Final = 5
+"""Handshakes that a source may leave unanswered within ``amplification_block``: a client that tries three times does not count as
+an attack, and a victim has got less than 20 kB."""
+REFUSALS: Final = Rate(5, 10)
+"""CONNECTION_REFUSED for one source: enough for an honest client to hear why it does not get in."""
+REFUSALS_PER_SECOND: Final = 100
+"""CONNECTION_REFUSED for all sources: a refusal costs several times what silence costs."""
+TABLES: Final = ("connections", "attempts", "allocations", "rejoins", "stun", "unanswered", "forced", "refusals")
+"""What is kept of sources, each by a ``SourceLimiter``."""
+MAX_RETRY_AFTER: Final = 86_400
+"""Longest time in seconds that a client is told to wait; a block without an end says nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdmissionSettings:
+    """The settings that decide about sources; names as in the configuration. A rate of None is off."""
+
+    connection_rate: Rate | None = None
+    allocation_rate: Rate | None = None
+    rejoin_rate: Rate | None = None
+    stun_rate: Rate | None = None
+    handshake_pressure: int = 64
+    """Open handshakes from which on everybody is asked for a Retry; 0 asks always."""
+    amplification_block: float = 600.0
+    """Seconds."""
+
+
+@unique
+class Verdict(Enum):
+    """What to do with an Initial that belongs to no connection."""
+
+    ADMIT = "admit"
+    RETRY = "retry"
+    REFUSE = "refuse"
+    SILENCE = "silence"
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """A verdict, and which limit it is for; None for ADMIT."""
+
+    verdict: Verdict
+    limit: Limit | None
+
+
+ADMIT: Final = Decision(Verdict.ADMIT, None)
+RETRY_PRESSURE: Final = Decision(Verdict.RETRY, Limit.HANDSHAKE_PRESSURE)
+RETRY_AMPLIFICATION: Final = Decision(Verdict.RETRY, Limit.AMPLIFICATION)
+RETRY_RATE: Final = Decision(Verdict.RETRY, Limit.CONNECTION_RATE)
+REFUSE_RATE: Final = Decision(Verdict.REFUSE, Limit.CONNECTION_RATE)
+SILENT_RATE: Final = Decision(Verdict.SILENCE, Limit.CONNECTION_RATE)
+SILENT_BLOCKED: Final = Decision(Verdict.SILENCE, Limit.BLOCKED)
+
+
+class Admission:
+    """Decides about sources; see the module's docstring. ``lists`` may change at any time."""
+
+    def __init__(self, settings: AdmissionSettings, lists: AccessLists, *, now: float) -> None:
+        self.settings = settings
+        self.lists = lists
+        self._connections = SourceLimiter(settings.connection_rate)
+        self._attempts = SourceLimiter(settings.connection_rate)
+        self._allocations = SourceLimiter(settings.allocation_rate)
+        self._rejoins = SourceLimiter(settings.rejoin_rate)
+        self._stun = SourceLimiter(settings.stun_rate)
+        block = max(1, ceil(settings.amplification_block))
+        self._unanswered = SourceLimiter(Rate(PATTERN, block))
+        self._forced = SourceLimiter(Rate(1, block))
+        self._refusals = SourceLimiter(REFUSALS)
+        self._all_refusals = TokenBucket(REFUSALS_PER_SECOND, REFUSALS_PER_SECOND, now)
+
+    # -- before there is a connection
+
+    def decide(self, address: Numeric, *, validated: bool, open_handshakes: int, now: float, wall: float) -> Decision:
+        """What to do with an Initial from ``address``. ``validated``: it brought a Retry token that is good.
+
+        What is admitted is counted, here for a validated source, in ``validated`` for another.
+        """
+        if not self.serves(address, wall):
+            return SILENT_BLOCKED
+        source = source_of(address)
+        return self._validated_attempt(source, now) if validated else self._attempt(source, open_handshakes, now)
+
+    def _validated_attempt(self, source: int, now: float) -> Decision:
+        if self._connections.take(source, now):
+            return ADMIT
+        return REFUSE_RATE if self._may_refuse(source, now) else SILENT_RATE
+
+    def _attempt(self, source: int, open_handshakes: int, now: float) -> Decision:
+        if open_handshakes >= self.settings.handshake_pressure:
+            return RETRY_PRESSURE
+        if self._forced.wait(source, now):
+            return RETRY_AMPLIFICATION
+        if self._connections.wait(source, now) or not self._attempts.take(source, now):
+            return RETRY_RATE
+        return ADMIT
+
+    def serves(self, address: Numeric, wall: float) -> bool:
+        """Whether the lists let ``address`` in."""
+        return self.lists.blocked_until(address, wall) is None
+
+    def may_refuse(self, address: Numeric, now: float) -> bool:
+        """Whether another attempt of ``address`` that comes to nothing gets an answer, with the rate of refusals."""
+        return self._may_refuse(source_of(address), now)
+
+    def abandoned(self, address: Numeric, now: float) -> bool:
+        """A handshake was answered, and ended before ``address`` was validated; whether that makes it a pattern."""
+        source = source_of(address)
+        return not self._unanswered.take(source, now) and self._forced.take(source, now)
+
+    def answers_stun(self, address: Numeric, now: float) -> bool:
+        """Whether a STUN request of ``address``, which the lists let in, is answered; counted if so."""
+        return self._stun.take(source_of(address), now)
+
+    # -- when there is one
+
+    def validated(self, address: Numeric, now: float) -> None:
+        """A handshake of ``address`` that came without a token is complete; ``Refused`` when it is one too many."""
+        self._take(self._connections, Limit.CONNECTION_RATE, address, now, "too many connections from this address")
+
+    def check_access(self, address: Numeric, wall: float) -> None:
+        """``Refused`` (BLOCKED) when the lists no longer let ``address`` in."""
+        until = self.lists.blocked_until(address, wall)
+        if until is not None:
+            wait = 0 if until == inf else min(MAX_RETRY_AFTER, max(1, ceil(until - wall)))
+            raise Refused(ErrorCode.BLOCKED, "this address is not served here", retry_after=wait, limit=Limit.BLOCKED)
+
+    def allocating(self, address: Numeric, now: float) -> None:
+        """A valid ALLOCATE asks for an allocation that is not there; ``Refused`` when it is one too many."""
+        self._take(self._allocations, Limit.ALLOCATION_RATE, address, now, "too many allocations from this address")
+
+    def joining(self, address: Numeric, now: float) -> None:
+        """A valid ALLOCATE asks for an allocation that is there; ``Refused`` when it is one too many."""
+        self._take(self._rejoins, Limit.REJOIN_RATE, address, now, "too many joins from this address")
+
+    def failed(self, address: Numeric, now: float) -> None:
+        """An ALLOCATE was refused for what it holds: it counts like one that was granted."""
+        self._allocations.take(source_of(address), now)
+
+    def _may_refuse(self, source: int, now: float) -> bool:
+        return self._refusals.take(source, now) and self._all_refusals.take(1, now)
+
+    @staticmethod
+    def _take(limiter: SourceLimiter, limit: Limit, address: Numeric, now: float, reason: str) -> None:
+        source = source_of(address)
+        if not limiter.take(source, now):
+            wait = max(1, ceil(limiter.wait(source, now)))
+            raise Refused(ErrorCode.RATE_LIMITED, reason, retry_after=wait, limit=limit)
+
+    @property
+    def tables(self) -> Iterable[tuple[str, int]]:
+        """How many sources each of ``TABLES`` remembers."""
+        for name in TABLES:
+            yield name, len(getattr(self, f"_{name}"))
