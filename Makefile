@@ -2,9 +2,11 @@
 
 # Names of tests to run instead of all: make test T=tests.test_config
 T ?=
+# What to tell make bench: make bench ARGS="--only latency"
+ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint prove docs venv clean
+.PHONY: help demo test lint prove bench docs venv clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -21,6 +23,9 @@ lint: venv ## ruff and mypy only
 prove: venv ## what is long or measured; prints its figures
 	@.venv/bin/python scripts/prove.py
 
+bench: venv ## measure the relay beside others and write docs/performance.md; ARGS=--quick takes two minutes
+	@.venv/bin/python -m bench.run $(ARGS)
+
 docs: venv ## write the pages and files that are generated
 	@for script in scripts/generate_*.py; do .venv/bin/python "$$script" || exit 1; done
 
@@ -28,6 +33,6 @@ venv: ## make .venv or bring it up to date
 	@scripts/setup_venv.sh
 
 clean: ## remove everything that these targets made
-	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .hypothesis _trial_temp*
+	rm -rf .venv bench/.build build dist *.egg-info .mypy_cache .ruff_cache .hypothesis _trial_temp*
 	find . -name __pycache__ -prune -exec rm -rf {} +
 	rm -f twisted/plugins/dropin.cache

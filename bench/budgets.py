@@ -47,7 +47,8 @@ def _datagrams() -> list[Budget]:
 
 
 def _called(rival: str) -> str:
-    return {COTURN: "coturn, which does not encrypt", GENERAL: "stock aioquic's machinery (fast_path = false)"}.get(rival, f"the {rival}")
+    names = {COTURN: "coturn, which does not encrypt", GENERAL: "stock aioquic's machinery (fast_path = false)"}
+    return names.get(rival, f"the {rival}")
 
 
 BUDGETS: Final = (

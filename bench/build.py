@@ -1,7 +1,7 @@
 """What has to be compiled, and where it is found: everything offline, from Debian's packages, into ``bench/.build``.
 
-A program that cannot be had on this machine raises ``Missing`` with what would bring it. That is reported and not fatal: the others
-are measured without it.
+A program that cannot be had on this machine raises ``Missing`` with what would bring it. That is reported and not fatal: the
+others are measured without it.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -125,5 +126,8 @@ def _run(command: Sequence[str | Path], directory: Path, environment: Mapping[st
         command, cwd=directory, env={**os.environ, **environment}, capture_output=True, text=True, check=False, timeout=PATIENCE
     )
     if done.returncode != 0:
-        msg = f"{Path(command[0]).name} cannot build {directory.name}: {done.stderr.strip()[-2000:]}"
+        said = done.stderr.strip()
+        sys.stderr.write(said + "\n")
+        errors = [line for line in said.splitlines() if "error" in line] or said.splitlines()[:1] or ["no reason given"]
+        msg = f"{Path(command[0]).name} cannot build {directory.name}: {errors[0]}"
         raise Missing(msg)

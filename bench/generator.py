@@ -7,13 +7,15 @@ import subprocess
 from typing import Any, Final
 
 from bench import build
-from bench.outcome import Sample
+from bench.outcome import WRONG, Sample
 from bench.scenarios import Kind, Load
 from bench.systems import Running
 
 PATIENCE: Final = 180.0
 """Seconds beyond those of the measurement: a thousand pairs connect first."""
 STATUS_UNSUPPORTED: Final = 3
+FEW_WAKEUPS: Final = 10
+"""A second: a relay that sleeps less often is never idle, and then the number says nothing."""
 KILOBYTE: Final = 1000
 MICROSECONDS: Final = 1e6
 
@@ -38,7 +40,8 @@ def measure(running: Running, load: Load, *, warm_up: float, seconds: float) -> 
         raise MeasurementFailed(msg) from error
     if done.returncode != 0:
         kind = NotOffered if done.returncode == STATUS_UNSUPPORTED else MeasurementFailed
-        raise kind(done.stderr.strip().removeprefix("load: ") or f"the load generator ended with status {done.returncode}")
+        said = [line.removeprefix("load: ") for line in done.stderr.splitlines() if line.startswith("load: ")]
+        raise kind("; ".join(said) or f"the load generator ended with status {done.returncode}")
     found = json.loads(done.stdout)
     return _READERS.get(load.kind, datagrams)(found, load)
 
@@ -55,29 +58,26 @@ def datagrams(found: dict[str, Any], load: Load) -> Sample:
         cost=MICROSECONDS * cpu / delivered if cpu else None,
         rate=delivered / found["seconds"],
         loss=found["lost"] / found["sent"] if found["sent"] else None,
-        per_wakeup=delivered / found["relay_wakeups"] if found["relay_wakeups"] else None,
+        per_wakeup=delivered / wakeups if (wakeups := found["relay_wakeups"]) > FEW_WAKEUPS * found["seconds"] else None,
         train=found["received_train"] or None,
         load_cost=MICROSECONDS * found["load_cpu"] / delivered,
         p50=found["latency_p50_us"] / 1000,
         p90=found["latency_p90_us"] / 1000,
         p99=found["latency_p99_us"] / 1000,
         memory=(found["memory_after"] - found["memory_before"]) / KILOBYTE / load.pairs if load.kind is Kind.MEMORY else None,
-        remarks=tuple(_remarks(found)),
+        remarks={
+            **{what: found[name] for name, what in _UNWANTED.items() if found[name]},
+            **{f"connections that ended: {why}": 1 for why in found["ended"]},
+            **{f"datagrams that the relay says it dropped: {name}": count for name, count in found["notices"].items()},
+        },
     )
 
 
-def _remarks(found: dict[str, Any]) -> list[str]:
-    remarks = [f"{found[name]} {what}" for name, what in _UNWANTED.items() if found[name]]
-    remarks += [f"a connection ended: {why}" for why in found["ended"]]
-    remarks += [f"the relay's notice: {name} ({count})" for name, count in sorted(found["notices"].items())]
-    return remarks
-
-
 _UNWANTED: Final = {
-    "wrong": "payloads that nobody sent arrived",
-    "twice": "payloads arrived twice",
-    "skipped": "payloads were not sent in time",
-    "faults": "packets could not be read",
+    "wrong": f"payloads that arrived {WRONG}",
+    "twice": "payloads that arrived twice",
+    "skipped": "payloads that could not be sent in time",
+    "faults": "packets that could not be read",
 }
 
 
@@ -89,7 +89,7 @@ def streams(found: dict[str, Any], load: Load) -> Sample:
         cost=MICROSECONDS * found["relay_cpu"] / kilobytes,
         rate=kilobytes / found["seconds"],
         load_cost=MICROSECONDS * found["load_cpu"] / kilobytes,
-        remarks=(f"{found['wrong']} bytes were wrong",) if found["wrong"] else (),
+        remarks={f"bytes that arrived {WRONG}": found["wrong"]} if found["wrong"] else {},
     )
 
 

@@ -1,18 +1,22 @@
 """What was found: samples, their medians and spreads, and ratios between subjects.
 
-Each round measures every subject once, so the samples of one round belong together: a ratio is made of the two samples of a round,
-and what is reported is the median of these ratios. The first round is for warming up and is not kept, if there are more.
+Each round measures every subject once, so the samples of one round belong together: a ratio is made of the two samples of a
+round, and what is reported is the median of these ratios. The first round is for warming up and is not kept, if there are more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from statistics import median
-from typing import Any
+from typing import Any, Final
 
 from bench.budgets import Budget, How
 from bench.scenarios import Kind, Scenario
+
+WRONG: Final = "and are not what was sent"
+"""In a remark: a relay that does this is broken, whatever it costs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +43,11 @@ class Sample:
     p99: float | None = None
     memory: float | None = None
     """Kilobytes that each pair added to the relay's resident memory."""
-    remarks: tuple[str, ...] = ()
-    """What was not as it should be: wrong payloads, connections that ended, notices of the relay."""
+    remarks: Mapping[str, int] = field(default_factory=dict)
+    """What was not as it should be, and how often: wrong payloads, connections that ended, what the relay says it dropped."""
 
 
-METRICS: tuple[str, ...] = tuple(each.name for each in fields(Sample) if each.name != "remarks")
+METRICS: Final[tuple[str, ...]] = tuple(each.name for each in fields(Sample) if each.name != "remarks")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +82,12 @@ class Outcome:
         values = [value for sample in self.samples.get(label, ()) if (value := getattr(sample, metric)) is not None]
         return Figure.of(values) if values else None
 
-    def remarks(self, label: str) -> list[str]:
-        """All that was remarked about a subject, each once."""
-        return list(dict.fromkeys(remark for sample in self.samples.get(label, ()) for remark in sample.remarks))
+    def remarks(self, label: str) -> Counter[str]:
+        """All that was remarked about a subject, over all rounds."""
+        total: Counter[str] = Counter()
+        for sample in self.samples.get(label, ()):
+            total.update(sample.remarks)
+        return total
 
     def compare(self, budget: Budget) -> Figure | None:
         """What ``budget`` asks for; None when one of its subjects was not measured."""
@@ -119,7 +126,7 @@ class Outcome:
         }
 
 
-_COMBINE: dict[How, Callable[[float, float], float]] = {
+_COMBINE: Final[dict[How, Callable[[float, float], float]]] = {
     How.RATIO: lambda mine, theirs: mine / theirs,
     How.DIFFERENCE: lambda mine, theirs: mine - theirs,
 }
@@ -127,10 +134,10 @@ _COMBINE: dict[How, Callable[[float, float], float]] = {
 
 def _as_dict(sample: Sample) -> dict[str, Any]:
     found = {metric: value for metric in METRICS if (value := getattr(sample, metric)) is not None}
-    return {**found, "remarks": list(sample.remarks)} if sample.remarks else found
+    return {**found, "remarks": dict(sample.remarks)} if sample.remarks else found
 
 
-COST_UNITS = {
+COST_UNITS: Final = {
     Kind.DATAGRAMS: "datagram", Kind.CHANNELS: "datagram", Kind.LATENCY: "datagram", Kind.MEMORY: "datagram",
     Kind.STREAMS: "kB", Kind.HANDSHAKES: "handshake",
 }

@@ -17,6 +17,9 @@ from bench.systems import AIOQUIC, COTURN, GENERAL, NO_RELAY, OURS, QUIC_GO, QUI
 BASE_PAIRS: Final = 4
 BASE_SIZE: Final = 1100
 QUICK_PAIRS: Final = 100
+SETTLE: Final = 0.005
+"""Seconds for each pair, after all are connected, in which relay and clients do what new connections need: connection ids,
+probes of the path's MTU, the last acknowledgements of the handshake."""
 
 
 class Kind(Enum):
@@ -54,7 +57,7 @@ class Load:
         mode = self.kind.value if self.kind in {Kind.CHANNELS, Kind.STREAMS, Kind.HANDSHAKES} else "datagrams"
         given = [
             f"-mode={mode}", f"-engine={self.engine.value}", f"-pairs={self.pairs}", f"-size={self.size}", f"-rate={self.rate:g}",
-            f"-train={self.train}", f"-warm-up={warm_up:g}s", f"-seconds={seconds:g}s",
+            f"-train={self.train}", f"-settle={self.pairs * SETTLE:g}s", f"-warm-up={warm_up:g}s", f"-seconds={seconds:g}s",
         ]
         return [*given, "-both"] if self.both else given
 
@@ -72,8 +75,8 @@ class Subject:
 class Scenario:
     """Subjects that are compared.
 
-    ``is_fresh``: each measurement has a relay of its own. ``half_of_capacity`` names the system whose throughput, halved, is the rate
-    for all. ``is_quick``: part of ``--quick``.
+    ``is_fresh``: each measurement has a relay of its own. ``half_of_capacity`` names the system whose throughput, halved, is the
+    rate for all. ``is_quick``: part of ``--quick``.
     """
 
     name: str
@@ -106,6 +109,8 @@ FAST_ONES: Final = (OURS, QUIC_GO, QUINN)
 MANY: Final = 1000
 GROWTH: Final = (1, 4, 100, MANY)
 RATES: Final = (20_000, 5_000, 1_000)
+SIZES: Final = (500, 100)
+"""Payload bytes, beside those of the base."""
 TRAINS: Final = (16, 44)
 HANDSHAKES: Final = 500
 SATURATION: Final = "saturation"
@@ -123,23 +128,27 @@ def _all() -> list[Scenario]:
     found = [Scenario(SATURATION, "As many as go through", Kind.DATAGRAMS, _each(ALL, base), is_quick=True)]
     found += [
         Scenario(
-            paced(rate), f"{rate:,} datagrams a second", Kind.DATAGRAMS, _each(ALL, replace(base, rate=rate)), is_quick=rate == 20_000
+            paced(rate), f"{rate:,} datagrams a second", Kind.DATAGRAMS, _each(ALL, replace(base, rate=rate)),
+            is_quick=rate == 20_000,
         )
         for rate in RATES
     ]
     found += [
         Scenario("both-20k", "20,000 datagrams a second in both directions together", Kind.DATAGRAMS,
                  _each((*FAST_ONES, GENERAL), replace(base, rate=20_000, both=True))),
-        Scenario("size-500", "500-byte payloads, as many as go through", Kind.DATAGRAMS, _each(FAST_ONES, replace(base, size=500))),
-        Scenario("size-100", "100-byte payloads, as many as go through", Kind.DATAGRAMS, _each(FAST_ONES, replace(base, size=100))),
+        *(
+            Scenario(f"size-{size}", f"{size}-byte payloads, as many as go through", Kind.DATAGRAMS,
+                     _each(FAST_ONES, replace(base, size=size)))
+            for size in SIZES
+        ),
         Scenario(
             "growth", "20,000 datagrams a second over ever more pairs of this relay", Kind.DATAGRAMS,
             tuple(Subject(pairs_label(pairs), OURS, replace(base, pairs=pairs, rate=20_000)) for pairs in GROWTH), is_quick=True,
         ),
         Scenario("many-slow", "1,000 datagrams a second over 100 pairs", Kind.DATAGRAMS,
                  _each((*FAST_ONES, GENERAL), replace(base, pairs=100, rate=1_000))),
-        Scenario("capacity", "As many as go through, from the fast client, packets singly", Kind.DATAGRAMS, _each(FAST_ONES, fast),
-                 is_quick=True),
+        Scenario("capacity", "As many as go through, from the fast client, packets singly", Kind.DATAGRAMS,
+                 _each(FAST_ONES, fast), is_quick=True),
     ]
     found += [
         Scenario(f"trains-{train}", f"As many as go through, in trains of {train} from the fast client", Kind.DATAGRAMS,

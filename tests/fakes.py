@@ -128,10 +128,10 @@ class FakeMember:
         self.sent: list[bytes] = []
         self.terminated: list[TerminationReason] = []
 
-    def send_datagram(self, payload: bytes, now: float) -> None:
+    def send_datagrams(self, payloads: list[bytes], now: float) -> None:
         """Remember."""
         del now
-        self.payloads.append(payload)
+        self.payloads += payloads
 
     def note_drop(self, cause: DropCause, size: int, now: float) -> None:
         """Remember."""
@@ -188,10 +188,10 @@ class FakeLink:
         self.stalled = False
         self.control_backlog = 0
 
-    def send_datagram(self, payload: bytes, now: float) -> None:
+    def send_datagrams(self, payloads: list[bytes], now: float) -> None:
         """Remember."""
         del now
-        self.datagrams.append(payload)
+        self.datagrams += payloads
 
     def close(self, code: ErrorCode, reason: str) -> None:
         """Remember."""
@@ -244,7 +244,7 @@ class FakeClient:
 
     def datagram(self, payload: bytes) -> None:
         """Send a DATAGRAM."""
-        self.session.datagram_received(payload, self.scene.now)
+        self.session.datagrams_received([payload], self.scene.now)
         self.session.heard(self.scene.now)
 
     def lose(self) -> None:

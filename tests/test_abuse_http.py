@@ -188,10 +188,16 @@ class CertificateTests(HttpCase):
 
     async def test_another_name(self) -> None:
         authority = make_certificate()
-        server = WebServer(self, make_certificate(LOCALHOST, x509.DNSName("127.0.0.1"), signed_by=authority))
+        server = WebServer(self, make_certificate(LOCALHOST, signed_by=authority))
         await self.refused(server, r"\Athe server's certificate is for another name\Z", authority.pem)
         server = WebServer(self, make_certificate(LOOPBACK, signed_by=authority))
         await self.refused(server, r"\Athe server's certificate is for another name\Z", authority.pem, "localhost")
+
+    async def test_one_without_names_and_one_whose_names_cannot_be_understood(self) -> None:
+        authority = make_certificate()
+        for names in ((), (x509.DNSName("127.0.0.1"),), (LOOPBACK, x509.DNSName("*"))):
+            server = WebServer(self, make_certificate(*names, signed_by=authority))
+            await self.refused(server, r"\Athe server's certificate names no server as it should: ", authority.pem)
 
     async def test_one_that_is_over(self) -> None:
         authority = make_certificate()

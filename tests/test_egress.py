@@ -248,7 +248,7 @@ class CongestionTests(SynchronousTestCase):
         # Empty payloads: the smallest frames leave no room for anything else in any packet, if they go first.
         flood = 100_000
         for _ in range(flood):
-            connection.send_datagram(b"", world.now())
+            connection.send_datagrams([b""], world.now())
         arrived: list[int] = []
         token = device.identity.token if device.identity else world.token()
         device.refresh(token).addCallback(lambda _: arrived.append(len(device.got)))

@@ -51,7 +51,8 @@ class FirstByteTests(SynchronousTestCase):
         self.assertEqual(counters.packets_received - received, 1 + 256 * 8)
         dropped = {cause: counters.input_dropped[cause] - before[cause] for cause in InputDrop}
         self.assertEqual(sum(dropped.values()), 1 + 256 * 8)
-        self.assertEqual(dropped[InputDrop.FIRST_BYTE], (64 + 64) * 8)
+        self.assertEqual(dropped[InputDrop.FIRST_BYTE], (60 + 64) * 8)
+        self.assertEqual(dropped[InputDrop.STUN], 4 * 8)
         self.assertEqual(dropped[InputDrop.UNKNOWN_CONNECTION], 64 * 8)
         self.assertEqual(self.world.endpoint.connections, connections)
         self.assertEqual(len(self.raw.got), counters.stateless_resets_sent, "nothing else is answered")

@@ -40,7 +40,7 @@ class Bench:
         sender = sender or self.device
         receiver = self.peer if sender is self.device else self.device
         before = len(receiver.payloads)
-        self.allocation.forward(sender, bytes(size), START + after)
+        self.allocation.forward(sender, [bytes(size)], START + after)
         return len(receiver.payloads) > before
 
     def grant(self, wanted: int, after: float = 0.0) -> tuple[int, float]:
@@ -63,8 +63,8 @@ class ForwardTests(SynchronousTestCase):
 
     def test_they_go_both_ways_and_nowhere_else(self) -> None:
         bench = Bench()
-        bench.allocation.forward(bench.device, b"to the peer", START)
-        bench.allocation.forward(bench.peer, b"to the device", START)
+        bench.allocation.forward(bench.device, [b"to the peer"], START)
+        bench.allocation.forward(bench.peer, [b"to the device"], START)
         self.assertEqual((bench.peer.payloads, bench.device.payloads), ([b"to the peer"], [b"to the device"]))
 
     def test_an_empty_one_is_forwarded_like_any_other(self) -> None:
@@ -76,7 +76,7 @@ class ForwardTests(SynchronousTestCase):
     def test_any_exchange_arrives_as_it_was_sent(self, exchange: list[tuple[bool, bytes]]) -> None:
         bench = Bench()
         for from_device, payload in exchange:
-            bench.allocation.forward(bench.device if from_device else bench.peer, payload, START)
+            bench.allocation.forward(bench.device if from_device else bench.peer, [payload], START)
         self.assertEqual(bench.peer.payloads, [payload for from_device, payload in exchange if from_device])
         self.assertEqual(bench.device.payloads, [payload for from_device, payload in exchange if not from_device])
 
@@ -84,21 +84,21 @@ class ForwardTests(SynchronousTestCase):
         bench = Bench()
         newer = FakeMember(Role.PEER)
         bench.allocation.bind(newer, START)
-        bench.allocation.forward(bench.device, b"x", START)
+        bench.allocation.forward(bench.device, [b"x"], START)
         self.assertEqual((bench.peer.payloads, newer.payloads), ([], [b"x"]))
 
     def test_it_is_accepted_from_one_that_is_not_current(self) -> None:
         bench = Bench()
         newer = FakeMember(Role.PEER)
         bench.allocation.bind(newer, START)
-        bench.allocation.forward(bench.peer, b"x", START)
-        bench.allocation.forward(newer, b"y", START)
+        bench.allocation.forward(bench.peer, [b"x"], START)
+        bench.allocation.forward(newer, [b"y"], START)
         self.assertEqual(bench.device.payloads, [b"x", b"y"])
 
     def test_without_a_counterpart_it_is_dropped_and_neither_counted_nor_charged(self) -> None:
         bench = Bench(bandwidth=1000, quota=BURST + 10)
         bench.allocation.unbind(bench.peer, START)
-        bench.allocation.forward(bench.device, bytes(100), START)
+        bench.allocation.forward(bench.device, [bytes(100)], START)
         self.assertEqual(bench.dropped, {DropCause.NO_COUNTERPART: (1, 100)})
         self.assertEqual(bench.device.drops, [(DropCause.NO_COUNTERPART, 100)])
         self.assertEqual((bench.allocation.bytes_transferred, bench.counters.bytes_forwarded), (0, 0))

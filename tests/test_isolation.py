@@ -137,6 +137,14 @@ class OwnErrorTests(IsolationCase):
         self.assertEqual(sides[DEVICE].members, [], "no ghost is left that egress would go to")
         self.assertEqual(self.peer.notices()[-1:], [b"\x04"])
 
+    def test_the_client_is_told_even_when_the_session_itself_cannot_end(self) -> None:
+        self.patch(self.connection.session, "lost", explode)
+        self.patch(self.connection.session, "control_received", explode)
+        self.device.send_control(raw.capsule(raw.LIST_RELAYS))
+        self.world.run(1)
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 2)
+        self.assertEqual((self.device.close_code, self.find(self.device)), (ErrorCode.INTERNAL, None))
+
     def test_when_a_connection_begins(self) -> None:
         self.patch(endpoint_module, "RelayConnection", explode)
         client = ScriptedClient(self.world)
@@ -166,13 +174,13 @@ class OthersErrorTests(IsolationCase):
     """R5.6: an exception in what one client's packet makes the relay do to *another* connection ends that other one."""
 
     def test_when_a_payload_is_queued_for_it(self) -> None:
-        self.patch(self.connection.quic, "send_payload", explode)
+        self.patch(self.connection.quic, "send_payloads", explode)
         self.peer.send_datagram(b"for the device")
         self.check(closed=self.device, unharmed=self.peer)
 
     def test_when_a_payload_is_queued_for_it_that_does_not_fit(self) -> None:
         self.patch(vars(self.connection)["_oversize"], "push", explode)
-        self.connection.quic.send_payload = lambda *_: False  # type: ignore[method-assign]
+        self.connection.quic.send_payloads = lambda payloads, _: payloads  # type: ignore[method-assign]
         self.peer.send_datagram(b"for the device")
         self.check(closed=self.device, unharmed=self.peer)
 

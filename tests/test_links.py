@@ -189,6 +189,16 @@ class BlackHoleTests(SynchronousTestCase):
     def test_with_little_traffic(self) -> None:
         self.check(1.0, at_most=15)
 
+    def test_large_packets_that_still_arrive_do_not_hide_larger_ones_that_do_not(self) -> None:
+        scene = Scene(1500)
+        scene.wait(5)
+        scene.mtu = 1300
+        for _ in range(40):
+            scene.exchange(1230, 1)  # above the base, and below the new limit
+            scene.device.send_datagram(bytes(1400))
+        scene.wait(5)
+        self.assertIn(1300 - UDP_OVER_IPV4 - scene.to_peer, range(STEP))
+
     def test_what_was_found_is_kept_until_the_route_grows_again(self) -> None:
         scene = Scene(1500)
         scene.wait(60)
@@ -260,8 +270,8 @@ class QueuedTests(SynchronousTestCase):
         scene = Scene(1500, egress_queue_age=5.0)
         scene.wait(5)
         queue = relay_end(scene, scene.peer).quic.egress
-        passed = scene.network.filter
-        scene.network.filter = lambda data, source, to: None if source == IPV4 else passed(data, source, to)
+        narrow = narrow_link(ELSEWHERE, lambda: 1280)
+        scene.network.filter = lambda data, source, to: None if source == IPV4 else narrow(data, source, to)
         sent = [scene.random(1400) for _ in range(60)]
         for payload in sent:
             scene.device.send_datagram(payload)

@@ -20,12 +20,12 @@ class SourceRateTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.scene = Scene(limits=LIMITS, max_connections_per_side=100)
 
-    def attempt(self, number: int, role: Role = Role.DEVICE, *, host: str = "", **changes: object) -> FakeClient:
+    def attempt(self, number: int, role: Role = Role.DEVICE, *, host: str = "", prove: bool = True) -> FakeClient:
         """A connection that asks for an allocation of its own number."""
         client = self.scene.connect()
         if host:
             client.link.remote = Address(host, 4000)
-        client.allocate(role, make_token(allocation_id=number.to_bytes(16, "big")), **changes)
+        client.allocate(role, make_token(allocation_id=number.to_bytes(16, "big")), prove=prove)
         return client
 
     def check_limited(self, client: FakeClient, limit: Limit, retry_after: int) -> None:
@@ -81,7 +81,7 @@ class SourceRateTests(SynchronousTestCase):
         first = self.attempt(0)
         for _ in range(20):
             self.attempt(0)
-        before = [capsule for capsule in first.link.capsules]
+        before = list(first.link.capsules)
         refused = self.scene.connect()
         newer = make_token(allocation_id=bytes(16), expires_at=int(self.scene.wall) + 9000, quota_bytes=77)
         refused.allocate(Role.DEVICE, newer)

@@ -10,7 +10,7 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from tests.real_relay import PATIENCE, eventually, reactor
 from zrc_relay.core.wire import Address
-from zrc_relay.quic.udp import MAX_BATCH, MAX_ORIGINS, Path, UdpPort
+from zrc_relay.quic.udp import MAX_BATCH, MAX_ORIGINS, MAX_READS, Path, UdpPort
 
 
 class Collector:
@@ -138,7 +138,7 @@ class BatchTests(UdpCase):
             plain.sendto(payload, ("127.0.0.1", port.local.port))
         await eventually(lambda: len(self.receiver.got) == len(sent), "all datagrams")
         self.assertEqual([data for data, _ in self.receiver.got], sent)
-        self.assertEqual(max(self.receiver.batches), MAX_BATCH)
+        self.assertEqual(max(self.receiver.batches), MAX_READS)
         self.assertEqual(sum(self.receiver.batches), len(sent))
 
     async def test_the_largest_and_the_smallest_datagram_arrive_whole(self) -> None:

@@ -6,6 +6,7 @@ import datetime as dt
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
+from uuid import uuid4
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -146,16 +147,16 @@ class _Context(ContextFactory):
 def make_certificate(
     *names: x509.GeneralName, signed_by: Certificate | None = None, ends: dt.timedelta = dt.timedelta(days=1)
 ) -> Certificate:
-    """A certificate for ``names``, or without names an authority that signs others."""
+    """A certificate for ``names``; one that nobody signed is an authority that signs others."""
     key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "server" if names else "authority")])
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{'server' if signed_by else 'authority'} {uuid4()}")])
     issuer = signed_by.certificate.subject if signed_by else subject
     now = dt.datetime.now(dt.UTC)
     builder = (
         x509.CertificateBuilder(issuer, subject, key.public_key(), x509.random_serial_number())
         .not_valid_before(now - dt.timedelta(days=2))
         .not_valid_after(now + ends)
-        .add_extension(x509.BasicConstraints(ca=not names, path_length=None), critical=True)
+        .add_extension(x509.BasicConstraints(ca=signed_by is None, path_length=None), critical=True)
     )
     if names:
         builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)

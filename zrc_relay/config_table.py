@@ -284,6 +284,10 @@ class Config:
         "1452", Integer(1200, 8952, "bytes"), Section.FORWARDING,
         "Largest UDP payload that is tried on a path; at least base_udp_payload.")
 
+    fast_path: bool = _default(
+        "true", Boolean(), Section.FORWARDING,
+        "Whether packets that hold only datagrams and acknowledgements take the short way; false is for finding faults.")
+
     drain_timeout: float = _default(
         "30s", Duration("0s", "1h"), Section.OPERATION, "How long a relay that is stopping waits for its clients to leave.")
     state_dir: Path | None = _default(

@@ -3,7 +3,7 @@
 ::
 
     RelayService(MultiService)      stopService: not ready -> refuse new -> drain -> close -> stop children
-    |- sweeper                      expiry, absence, held-back notices
+    |- sweeper                      expiry, absence, held-back notices, the lists of networks
     |- security-log                 what was suppressed in the stream of security events
     |- webhook, bouncer             external abuse systems, when there are any
     `- relay-quic                   the UDP sockets
@@ -23,10 +23,14 @@ from typing import Any, Final
 from twisted.application.service import MultiService, Service
 from twisted.internet.defer import Deferred, DeferredList, maybeDeferred, succeed
 from twisted.internet.error import CannotListenError
+from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 
 from zrc_relay.abuse.setup import Environment, SetupError, make_parts
-from zrc_relay.config import Config
+from zrc_relay.access import AccessFileError, AccessStore
+from zrc_relay.config import Config, TrustModel
+from zrc_relay.core.admission import Admission, AdmissionSettings
+from zrc_relay.core.cidr import AccessLists
 from zrc_relay.core.codes import ErrorCode, Role
 from zrc_relay.core.keys import DeviceKeys, KeyFileError, parse_device_keys
 from zrc_relay.core.relay import Policy, Relay
@@ -135,7 +139,17 @@ class RelayService(MultiService):
         )
         keys = load_device_keys(config)
         self.security_log = SecurityLog(EventLog(now), now=now, wall=wall, file=security_file(config))
-        self.relay = Relay(policy_of(config, random(8)), keys, self.security_log, now=now())
+        lists = AccessLists(config.allow, config.block)
+        self.access = AccessStore(
+            lists, config.state_dir,
+            now=now, wall=wall, run=lambda function: deferToThreadPool(reactor, reactor.getThreadPool(), function),
+        )
+        try:
+            self.access.load()
+        except AccessFileError as error:
+            raise StartError(str(error)) from error
+        admission = Admission(admission_of(config), lists, now=now())
+        self.relay = Relay(policy_of(config, random(8)), keys, self.security_log, now=now(), admission=admission)
         self.endpoint = Endpoint(
             self.relay,
             credentials,
@@ -146,6 +160,7 @@ class RelayService(MultiService):
                 max_streams=config.max_streams,
                 max_pending_streams=config.max_pending_streams,
                 max_udp_payload=config.max_udp_payload,
+                fast_path=config.fast_path,
                 max_connections=2 * config.max_allocations * config.max_connections_per_side + MAX_HANDSHAKES,
             ),
             ConnectionIds(reset_secret(config.state_dir, random), random),
@@ -230,13 +245,14 @@ class RelayService(MultiService):
         self.endpoint.close_all(ErrorCode.DRAINING, "the relay stops")
         self._log.info("relay stopped")
         stopped: Deferred[Any] = super().stopService()
-        return stopped.addBoth(self._closed)
+        return stopped.addBoth(lambda _: self.access.finish()).addBoth(self._closed)
 
     def _closed(self, result: object) -> object:
         self.security_log.close()
         return result
 
     def _sweep(self) -> None:
+        self.access.sweep()
         self.endpoint.sweep()
         if self._drained is not None and not self.relay.is_in_use:
             self.stop_draining()
@@ -294,6 +310,18 @@ def reset_secret(state_dir: Path | None, random: Callable[[int], bytes]) -> byte
     return secret
 
 
+def admission_of(config: Config) -> AdmissionSettings:
+    """The part of ``config`` that decides about sources."""
+    return AdmissionSettings(
+        connection_rate=config.connection_rate,
+        allocation_rate=config.allocation_rate,
+        rejoin_rate=config.rejoin_rate,
+        stun_rate=config.stun_rate,
+        handshake_pressure=config.handshake_pressure,
+        amplification_block=config.amplification_block,
+    )
+
+
 def policy_of(config: Config, instance_id: bytes) -> Policy:
     """The part of ``config`` that decides about allocations."""
     proving = {Role.DEVICE: config.require_proof.of_devices, Role.PEER: config.require_proof.of_peers}
@@ -317,6 +345,7 @@ def policy_of(config: Config, instance_id: bytes) -> Policy:
         global_bandwidth_limit=config.global_bandwidth_limit,
         bandwidth_burst=config.bandwidth_burst,
         revoke_ends_sessions=config.revoke_ends_sessions,
+        self_certified_tier=config.self_certified_tier if config.trust is TrustModel.SELF_CERTIFIED else None,
     )
 
 

@@ -4,6 +4,7 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"crypto/ed25519"
 	"crypto/rand"
@@ -22,6 +23,7 @@ const (
 	dialPatience  = 30 * time.Second
 	tokenLifetime = 3600
 	dialAtOnce    = 8
+	probeInterval = 20 * time.Millisecond
 	// quic-go fails the whole connection when a frame exceeds its packet: 1252 bytes over IPv4.
 	longestPayload = 1200
 )
@@ -239,7 +241,35 @@ func (t *target) pair(ctx context.Context) (pair [2]*client, err error) {
 			return pair, err
 		}
 	}
-	return pair, nil
+	if t.plain {
+		err = join(ctx, pair[0], pair[1])
+	}
+	return pair, err
+}
+
+// join waits until a plain relay passes datagrams from one to the other. It pairs connections as they come, so the next ones must
+// not come before it has paired these.
+func join(ctx context.Context, from, to *client) error {
+	came := make(chan error, 1)
+	go func() {
+		payload, err := to.conn.ReceiveMessage()
+		if err == nil && !bytes.Equal(payload, probe) {
+			err = fmt.Errorf("%x in place of a probe", payload)
+		}
+		came <- err
+	}()
+	for {
+		if err := from.conn.SendMessage(probe); err != nil {
+			return err
+		}
+		select {
+		case err := <-came:
+			return err
+		case <-time.After(probeInterval):
+		case <-ctx.Done():
+			return errors.New("the relay does not join the two")
+		}
+	}
 }
 
 // pairs connects many. A plain relay pairs by order of arrival, so there they come one after the other.

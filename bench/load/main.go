@@ -56,6 +56,7 @@ func start() (int, error) {
 	flag.IntVar(&p.window, "window", 128, "engine fast, without -rate: payloads of a flow that may be under way")
 	flag.BoolVar(&p.both, "both", false, "both directions")
 	flag.Float64Var(&p.rate, "rate", 0, "payloads a second over all pairs, 0 for as many as go through")
+	flag.DurationVar(&p.settle, "settle", 0, "after all are connected, before anything is sent")
 	flag.DurationVar(&p.warmUp, "warm-up", time.Second, "before the measurement")
 	flag.DurationVar(&p.seconds, "seconds", 5*time.Second, "of the measurement")
 	flag.IntVar(&p.pid, "relay-pid", 0, "process id of the relay, to measure what it uses")
@@ -89,8 +90,8 @@ func check(t *target, p *plan, mode, engine string, count int, direct bool) erro
 		return fmt.Errorf("-mode is %q, not datagrams, channels, streams or handshakes", mode)
 	case engine != "quic-go" && engine != "fast":
 		return fmt.Errorf("-engine is %q, not quic-go or fast", engine)
-	case direct && (engine != "fast" || mode != "datagrams"):
-		return errors.New("-direct is for datagrams with -engine fast")
+	case direct && (engine != "fast" || !isDatagrams):
+		return errors.New("-direct is for datagrams and channels, with -engine fast")
 	case !direct && t.address == "":
 		return errors.New("-addr is missing")
 	case t.plain && mode == "channels":
@@ -173,7 +174,7 @@ func connect(ctx context.Context, t *target, count int, direct bool) (pairs [][2
 			if err != nil {
 				return nil, err
 			}
-			pairs = append(pairs, [2]end{&fastEnd{link: device}, &fastEnd{link: peer}})
+			pairs = append(pairs, [2]end{&fastEnd{link: device, isChannel: t.channels}, &fastEnd{link: peer, isChannel: t.channels}})
 		}
 		return pairs, nil
 	}

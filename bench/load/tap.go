@@ -7,6 +7,7 @@ import (
 	"errors"
 	"net"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -99,6 +100,9 @@ func (t *tap) interrupt(ctx context.Context) error {
 		return errors.New("quic-go does not let go of the socket")
 	}
 }
+
+// SyscallConn lets quic-go set the socket's options.
+func (t *tap) SyscallConn() (syscall.RawConn, error) { return t.socket.SyscallConn() }
 
 // Close does nothing: the socket belongs to whoever takes over.
 func (t *tap) Close() error                     { return nil }

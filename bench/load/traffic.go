@@ -206,7 +206,8 @@ type plan struct {
 	size, train, window int
 	both                bool
 	rate                float64 // payloads a second over all pairs; 0 for as many as go through
-	warmUp, seconds     time.Duration
+	settle, warmUp      time.Duration
+	seconds             time.Duration
 	pid                 int
 }
 
@@ -258,31 +259,33 @@ func look(roads []*road, ends []end, pid int) (snapshot, error) {
 	return s, err
 }
 
-// makeRoads puts a flow on each pair, or one in each direction.
-func makeRoads(pairs [][2]end, p *plan) (roads []*road) {
+// makeRoads puts a flow on each pair, or one in each direction. The other directions are listened to as well: whatever arrives there
+// is wrong.
+func makeRoads(pairs [][2]end, p *plan) (roads []*road, flows []*flow) {
 	for number, pair := range pairs {
 		directions := 1
 		if p.both {
 			directions = 2
 		}
-		flows := [2]*flow{newFlow(uint32(2*number), p.size), newFlow(uint32(2*number+1), p.size)}
+		ways := [2]*flow{newFlow(uint32(2*number), p.size), newFlow(uint32(2*number+1), p.size)}
+		flows = append(flows, ways[:]...)
 		for i := range pair {
-			pair[1-i].listen(flows[i])
+			pair[1-i].listen(ways[i])
 		}
 		for i := 0; i < directions; i++ {
-			r := &road{flow: flows[i], from: pair[i]}
+			r := &road{flow: ways[i], from: pair[i]}
 			if _, blocks := pair[i].(*quicGoEnd); blocks && p.rate > 0 {
 				r.tickets = make(chan struct{}, ticketQueue)
 			}
 			roads = append(roads, r)
 		}
 	}
-	return roads
+	return roads, flows
 }
 
 // run sends over all pairs and measures.
 func run(pairs [][2]end, p *plan) (*result, error) {
-	roads := makeRoads(pairs, p)
+	roads, flows := makeRoads(pairs, p)
 	ends := []end{}
 	for _, pair := range pairs {
 		ends = append(ends, pair[0], pair[1])
@@ -290,6 +293,7 @@ func run(pairs [][2]end, p *plan) (*result, error) {
 	quiet := make(chan struct{})
 	go acknowledgeAll(ends, quiet)
 	defer close(quiet)
+	time.Sleep(p.settle)
 	var stop int32
 	var senders sync.WaitGroup
 	begin := func(send func()) {
@@ -339,6 +343,9 @@ func run(pairs [][2]end, p *plan) (*result, error) {
 	}
 	senders.Wait()
 	found.fill(roads, ends, &before, &after)
+	for _, f := range flows {
+		found.Wrong += atomic.LoadUint64(&f.wrong)
+	}
 	return found, nil
 }
 
@@ -375,7 +382,6 @@ func (found *result) fill(roads []*road, ends []end, before, after *snapshot) {
 		found.Sent += sent
 		found.Delivered += after.arrived[i] - before.arrived[i]
 		found.Lost += sent - r.flow.arrivedOf(before.sent[i], after.sent[i])
-		found.Wrong += atomic.LoadUint64(&r.flow.wrong)
 		found.Twice += r.flow.twice
 		all.merge(&r.flow.delays)
 	}

@@ -162,7 +162,7 @@ class Forger(Machine):
         before = self._state()
         client.feed(capsule)
         if not self._is_good(data):
-            self.case.assertEqual(self._state(), before, "a token that nobody has signed has changed something")
+            self.case.assertTrue(self._state() == before, "a token that nobody has signed has changed something")
 
     def _is_good(self, data: bytes) -> bool:
         return self.signed.get(data) in self.pinned

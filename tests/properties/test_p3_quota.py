@@ -23,7 +23,7 @@ _numbers: Final = st.integers(0, ALLOCATIONS - 1)
 _roles: Final = st.sampled_from(Role)
 _quotas: Final = st.one_of(st.just(0), st.integers(1, 3000), st.integers(1, 200_000))
 """What a token may ask for; 0 asks for the tier's."""
-_lives: Final = st.integers(1, 400)
+_lives: Final = st.one_of(st.sampled_from((2, 40, 400)), st.integers(1, 400))
 
 
 @dataclass(slots=True)
@@ -136,6 +136,13 @@ class Spender(Machine):
         if client is not None:
             client.release()
 
+    @rule(number=_numbers, role=_roles, life=st.integers(1, 5), quota=_quotas)
+    def a_short_life(self, number: int, role: Role, life: int, quota: int) -> None:
+        """Release it, create it again with a token that soon expires, and let it: the longer memory of earlier tokens stays."""
+        self.release(number, role)
+        self.both_allocate(number, life, quota)
+        self.time_passes(life + 1.0)
+
     @rule(number=_numbers, role=_roles)
     def lose(self, number: int, role: Role) -> None:
         """A connection goes away; the absent side is waited for, for a while."""
@@ -143,7 +150,7 @@ class Spender(Machine):
         if client is not None:
             client.lose()
 
-    @rule(seconds=st.sampled_from((0.25, 1.0, 31.0, 61.0, 200.0, 500.0)))
+    @rule(seconds=st.sampled_from((0.25, 3.0, 31.0, 61.0, 200.0, 500.0)))
     def time_passes(self, seconds: float) -> None:
         """Allocations end because a side is absent, because their token expires, because they were not refreshed."""
         self.scene.advance(seconds)

@@ -132,10 +132,10 @@ class Calendar(Machine):
         bound = [client for client in self.clients if client.is_bound]
         if not bound:
             return
-        client = bound[index % len(bound)]
-        allocation = client.session.allocation
-        self.case.assertIsNotNone(allocation)
-        life = self.lives[allocation.key[1]]  # type: ignore[union-attr]
+        self._refresh(bound[index % len(bound)], token)
+
+    def _refresh(self, client: FakeClient, token: RelayToken) -> None:
+        life = next(life for life in self.lives.values() if client in life.present[client.session.role])
         errors, answers = len(client.errors), len(client.refreshed)
         client.refresh(token)
         refusal = self._refusal(token)
@@ -150,6 +150,19 @@ class Calendar(Machine):
             life.token, life.accepted = token, self.scene.wall
         (answer,) = client.refreshed[answers:]
         self.case.assertEqual(answer.expires_at, int(life.expires_at))
+
+    @rule(number=st.integers(0, ALLOCATIONS - 1), role=st.sampled_from(Role), more=st.integers(1, 60), early=st.integers(0, 8))
+    def refresh_in_time(self, number: int, role: Role, more: int, early: int) -> None:
+        """Bring a token that lives longer, shortly before the one in force expires, and stay beyond that."""
+        life = self.lives.get(bytes((number,)) * 16)
+        if life is None or not all(life.present.values()):
+            return
+        client = life.present[role][-1]
+        before = life.expires_at
+        self.scene.wall = before - early - SWEEP
+        token = make_token(DEVICE, allocation_id=life.token.allocation_id, expires_at=life.token.expires_at + more)
+        self._refresh(client, token)
+        self.time_passes(4 * (early + 1))
 
     @rule(index=st.integers(0, 50))
     def lose(self, index: int) -> None:

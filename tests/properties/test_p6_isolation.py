@@ -27,6 +27,7 @@ from zrc_relay.core.session import Session
 from zrc_relay.core.table import AllocationTable
 from zrc_relay.quic.connection import Connection
 from zrc_relay.quic.egress import EgressQueue
+from zrc_relay.quic.fastpath import FastPath
 from zrc_relay.quic.link import RelayConnection
 from zrc_relay.quic.oversize import OversizeSender
 from zrc_relay.quic.streams import Forwarder
@@ -40,9 +41,9 @@ SAME_TIME: Final = 0.001
 """Seconds: the simulated clock goes on by a millionth for each call that is made at once, and an error makes some."""
 
 METHODS: Final[dict[type, tuple[str, ...]]] = {
-    RelayConnection: ("receive", "flush", "timed_out", "send_datagram", "send_control", "wake", "close"),
+    RelayConnection: ("receive", "receive_batch", "flush", "timed_out", "send_datagrams", "send_control", "wake", "close"),
     Session: (
-        "control_received", "resume_control", "datagram_received", "heard", "timed_out", "lost", "send", "terminate", "shut",
+        "control_received", "resume_control", "datagrams_received", "heard", "timed_out", "lost", "send", "terminate", "shut",
         "note_drop", "report_drops", "max_payload_changed",
     ),
     Allocation: ("forward", "grant_stream_bytes", "drop", "bind", "unbind", "change", "absence_deadline"),
@@ -51,9 +52,10 @@ METHODS: Final[dict[type, tuple[str, ...]]] = {
     Forwarder: ("data", "reset", "stop_sending", "pump", "lost", "open", "mirrored", "answered", "target_lost"),
     Connection: (
         "receive_datagram", "datagrams_to_send", "handle_timer", "get_timer", "next_event", "send_stream_data", "open_stream",
-        "consume", "send_payload", "close",
+        "consume", "send_payloads", "close",
     ),
-    EgressQueue: ("push", "expire", "popleft"),
+    EgressQueue: ("extend", "expire", "popleft"),
+    FastPath: ("receive", "seal"),
     OversizeSender: ("push", "pump"),
 }
 """What works for one allocation, or for one of its connections, or is told which one it is for."""
@@ -315,7 +317,7 @@ class IsolationTests(PropertyTestCase):
     def check(self, script: int, wrong: Fault | str) -> int:
         expected = undisturbed(script)
         outcome, times_raised = play(script, wrong=wrong)
-        self.flushLoggedErrors(Injected)
+        self.flushLoggedErrors()  # of the injected error and what came of it, where it was injected
         self.assertEqual(outcome.transcripts, expected.transcripts)
         self.assertEqual(outcome.heard, expected.heard)
         self.assertEqual(outcome.ended, expected.ended)

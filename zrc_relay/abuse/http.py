@@ -16,11 +16,16 @@ from urllib.parse import urlsplit
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
+from OpenSSL.crypto import X509
+from OpenSSL.SSL import VERIFY_FAIL_IF_NO_PEER_CERT, VERIFY_PEER, Connection
 from OpenSSL.SSL import Error as TLSError
-from service_identity import VerificationError
+from service_identity import CertificateError, VerificationError
+from service_identity.hazmat import DNS_ID, IPAddress_ID, verify_service_identity
+from service_identity.pyopenssl import extract_patterns
+from twisted.internet.abstract import isIPAddress, isIPv6Address
 from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
-from twisted.internet.interfaces import IStreamClientEndpoint
+from twisted.internet.interfaces import IOpenSSLClientConnectionCreator, IStreamClientEndpoint
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.internet.ssl import Certificate, optionsForClientTLS, trustRootFromCertificates
 from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
@@ -80,7 +85,7 @@ class HttpClient:
         host = parts.hostname or ""
         if parts.scheme == "https":
             # Made once: reading the host's certificates takes longer than a packet may wait.
-            creator = optionsForClientTLS(host, trustRoot=trust_root(ca_path) if ca_path is not None else None)
+            creator: Any = _StrictTLS(host, trust_root(ca_path) if ca_path is not None else None)
             self._endpoint: Callable[[], Any] = lambda: wrapClientTLS(creator, self._host(host, parts.port or 443))
         else:
             self._endpoint = lambda: self._host(host, parts.port or 80)
@@ -141,10 +146,12 @@ def describe(error: BaseException) -> str:
     error = _reason(error)
     if isinstance(error, VerificationError):
         return "the server's certificate is for another name"
+    if isinstance(error, CertificateError):
+        return f"the server's certificate names no server as it should: {error}"[:MAX_PROBLEM]
     if isinstance(error, TLSError):
         details = error.args[0] if error.args else ()
-        text = ", ".join(str(detail[-1]) for detail in details if detail) if isinstance(details, list) else ""
-        return f"TLS: {text or 'the connection broke'}"[:MAX_PROBLEM]
+        text = details[-1][-1] if isinstance(details, list) and details and details[-1] else "the connection broke"
+        return f"TLS: {text}"[:MAX_PROBLEM]
     return (str(error) or type(error).__name__)[:MAX_PROBLEM]
 
 
@@ -161,6 +168,37 @@ def trust_root(path: Path) -> Any:
         msg = f"{path} holds no PEM certificate: {error}"
         raise TrustError(msg) from error
     return trustRootFromCertificates([Certificate.loadPEM(each.public_bytes(Encoding.PEM)) for each in found])
+
+
+@implementer(IOpenSSLClientConnectionCreator)
+class _StrictTLS:
+    """Twisted's TLS for clients, with a check of the name that fails when it cannot be made.
+
+    Twisted's own lets everything through that a trusted authority signed when ``service_identity`` cannot tell what a certificate
+    is for, because it has no subjectAltName for instance.
+    """
+
+    def __init__(self, host: str, trust: Any) -> None:
+        self._options: Any = optionsForClientTLS(host, trustRoot=trust)
+        self._expected = IPAddress_ID(host) if isIPAddress(host) or isIPv6Address(host) else DNS_ID(host)
+
+    def clientConnectionForTLS(self, protocol: Any) -> Connection:  # noqa: N802 - Twisted's name
+        """See ``IOpenSSLClientConnectionCreator``."""
+        connection: Connection = self._options.clientConnectionForTLS(protocol)
+
+        def verify(_: Connection, certificate: X509, error: int, depth: int, ok: int) -> bool:
+            del error
+            if not ok or depth:
+                return bool(ok)
+            try:
+                verify_service_identity(extract_patterns(certificate), [self._expected], [])
+            except Exception:
+                protocol.failVerification(Failure())
+                return False
+            return True
+
+        connection.set_verify(VERIFY_PEER | VERIFY_FAIL_IF_NO_PEER_CERT, verify)
+        return connection
 
 
 @implementer(IAgentEndpointFactory, IStreamClientEndpoint)

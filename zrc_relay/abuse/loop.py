@@ -50,9 +50,10 @@ class Loop(Service, ABC):
             self._call = None
         if self._stepping is None:
             return succeed(None)
-        self._stopped = Deferred()
+        stopped: Deferred[None] = Deferred()
+        self._stopped = stopped
         self._stepping.cancel()
-        return self._stopped
+        return stopped
 
     def wake(self, delay: float) -> None:
         """Step in ``delay`` seconds, if the loop is running and asleep; otherwise there will be a step anyway."""

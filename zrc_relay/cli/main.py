@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from zrc_relay import __version__
+from zrc_relay.cli.bench import bench
 from zrc_relay.cli.config import check_config
 from zrc_relay.cli.demo import demo
 from zrc_relay.cli.dev_setup import dev_setup
@@ -25,5 +26,5 @@ def main() -> None:
     """
 
 
-for _command in (demo, dev_setup, check_config, keygen, token, tunnel, ping):
+for _command in (demo, dev_setup, check_config, keygen, token, tunnel, ping, bench):
     main.add_command(_command)

@@ -11,6 +11,7 @@ import click
 from rich.table import Table
 from rich.text import Text
 from twisted.internet.defer import TimeoutError as DeferredTimeoutError
+from twisted.internet.defer import maybeDeferred
 from twisted.internet.task import deferLater
 
 from zrc_relay.cli.console import console, print_fields, print_json, printable
@@ -18,8 +19,9 @@ from zrc_relay.cli.errors import RELAY_TROUBLE, Failure, trouble
 from zrc_relay.cli.params import RELAY_ADDRESS, HostPort, make_trust, timeout_option, trust_options
 from zrc_relay.cli.running import run
 from zrc_relay.client.connect import CONNECT_TIMEOUT, connect_unbound
+from zrc_relay.client.stun import StunClient
 from zrc_relay.client.trust import Trust
-from zrc_relay.core.wire import RelayEntry
+from zrc_relay.core.wire import Address, RelayEntry
 
 INTERVAL: Final = 0.1
 """Seconds between two pings."""
@@ -47,24 +49,25 @@ class PingResult:
 @click.argument("relay", metavar="HOST[:PORT]", type=RELAY_ADDRESS)
 @click.option("--count", type=click.IntRange(1, MAX_COUNT), default=5, show_default=True, help="How many round trips to measure.")
 @timeout_option
+@click.option("--stun", is_flag=True, help="Ask by STUN, without a handshake, and show the address that the relay sees us at.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON; times are in milliseconds.")
 @trust_options
-def ping(*, relay: HostPort, count: int, timeout: float, as_json: bool, **trust: Any) -> None:
+def ping(*, relay: HostPort, count: int, timeout: float, stun: bool, as_json: bool, **trust: Any) -> None:
     """Measure the way to a relay; needs no token.
 
     Connects, times the handshake (the look-up of the name included) and round trips, and shows which relays this one knows of,
-    itself at least.
+    itself at least. With --stun it only asks for our own address, and measures that; nobody's certificate is looked at.
     """
     checked = make_trust(**trust)
+    if stun:
+        _show_stun(relay, run(lambda reactor: measure_stun(reactor, relay, count=count, timeout=timeout)), as_json=as_json)
+        return
     result = run(lambda reactor: measure(reactor, relay, checked, count=count, timeout=timeout))
     if as_json:
         print_json(as_dict(relay, result))
         return
-    trips = result.round_trips
     print_fields({
-        "relay": str(relay),
-        "handshake": f"{_ms(result.handshake)} ms",
-        "round trips": f"{len(trips)}, min/avg/max {_ms(min(trips))}/{_ms(result.average)}/{_ms(max(trips))} ms",
+        "relay": str(relay), "handshake": f"{_ms(result.handshake)} ms", "round trips": _trips_text(result.round_trips),
     })
     console().print(_relay_table(result.relays))
 
@@ -105,16 +108,46 @@ async def measure(
     return PingResult(connected - started, tuple(round_trips), relays)
 
 
+@dataclass(frozen=True, slots=True)
+class StunResult:
+    """What was measured by STUN, in seconds, and our address as the relay sees it."""
+
+    address: Address
+    round_trips: tuple[float, ...]
+
+
+async def measure_stun(reactor: Any, relay: HostPort, *, count: int, timeout: float = CONNECT_TIMEOUT) -> StunResult:
+    """Ask ``count`` times for our address; ``Failure`` when an answer takes longer than ``timeout`` seconds."""
+    try:
+        client = await StunClient.open(reactor, relay.host, relay.port)
+    except RELAY_TROUBLE as error:
+        raise trouble(error, relay) from error
+    try:
+        answers = [await client.ask(timeout)]
+        while len(answers) < count:
+            await deferLater(reactor, INTERVAL)
+            answers.append(await client.ask(timeout))
+    except RELAY_TROUBLE as error:
+        raise trouble(error, relay) from error
+    finally:
+        await maybeDeferred(client.close)
+    return StunResult(answers[-1].address, tuple(answer.round_trip for answer in answers))
+
+
+def _show_stun(relay: HostPort, result: StunResult, *, as_json: bool) -> None:
+    trips = result.round_trips
+    if as_json:
+        print_json({"relay": str(relay), "address": str(result.address), **_trips_dict(trips)})
+        return
+    print_fields({"relay": str(relay), "our address": str(result.address), "round trips": _trips_text(trips)})
+
+
 def as_dict(relay: HostPort, result: PingResult) -> dict[str, object]:
     """The result as JSON has it."""
-    trips = result.round_trips
     return {
         "relay": str(relay),
         "handshake_ms": _ms(result.handshake),
-        "round_trips_ms": [_ms(trip) for trip in trips],
-        "min_ms": _ms(min(trips)),
-        "avg_ms": _ms(result.average),
-        "max_ms": _ms(max(trips)),
+        **_trips_dict(result.round_trips),
         "relays": [
             {
                 "instance_id": entry.instance_id.hex(),
@@ -126,6 +159,17 @@ def as_dict(relay: HostPort, result: PingResult) -> dict[str, object]:
             for entry in result.relays
         ],
     }
+
+
+def _trips_dict(trips: tuple[float, ...]) -> dict[str, object]:
+    return {
+        "round_trips_ms": [_ms(trip) for trip in trips],
+        "min_ms": _ms(min(trips)), "avg_ms": _ms(fmean(trips)), "max_ms": _ms(max(trips)),
+    }
+
+
+def _trips_text(trips: tuple[float, ...]) -> str:
+    return f"{len(trips)}, min/avg/max {_ms(min(trips))}/{_ms(fmean(trips))}/{_ms(max(trips))} ms"
 
 
 def _ms(seconds: float) -> float:

@@ -1,16 +1,16 @@
-"""``zrc-relay tunnel``: the command around ``Tunnel``."""
+"""``zrc-relay tunnel``: the command around ``Tunnel`` and ``TcpTunnel``."""
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, cast
 
 import click
 from nacl.signing import SigningKey
 from twisted.internet.defer import CancelledError
 
-from zrc_relay.cli.carrier import RelayLink, Tunnel
+from zrc_relay.cli.carrier import Tunnel
 from zrc_relay.cli.errors import RELAY_TROUBLE, BadInput, complain, trouble
 from zrc_relay.cli.local_port import LocalPort
 from zrc_relay.cli.params import (
@@ -23,7 +23,9 @@ from zrc_relay.cli.params import (
     token_text,
     trust_options,
 )
+from zrc_relay.cli.relay_end import RelayLink
 from zrc_relay.cli.running import run
+from zrc_relay.cli.tcp_carrier import TcpTunnel
 from zrc_relay.client.connection import Identity
 from zrc_relay.core.token import RelayToken
 
@@ -37,9 +39,10 @@ OpenLocal = Callable[[Any, Callable[[bytes], None]], LocalPort]
 @click.option("--key", required=True, metavar="FILE", type=key_file, help="Key file of this end: the token's device or its peer.")
 @click.option(
     "--listen", metavar="[HOST:]PORT", type=host_port(default_host="127.0.0.1", minimum_port=0),
-    help="Bind this UDP port for local programs; 0 takes any free one and prints it. HOST is 127.0.0.1 unless told.",
+    help="Bind this port for local programs; 0 takes any free one and prints it. HOST is 127.0.0.1 unless told.",
 )
-@click.option("--target", metavar="HOST:PORT", type=host_port(), help="Talk to the local program at this UDP address.")
+@click.option("--target", metavar="HOST:PORT", type=host_port(), help="Talk to the local program at this address.")
+@click.option("--tcp", is_flag=True, help="Carry TCP connections instead of UDP datagrams.")
 @timeout_option
 @trust_options
 def tunnel(
@@ -49,33 +52,36 @@ def tunnel(
     key: SigningKey,
     listen: HostPort | None,
     target: HostPort | None,
+    tcp: bool,
     timeout: float,
     **trust: Any,
 ) -> None:
-    """Carry a local UDP port over an allocation.
+    """Carry a local UDP port, or TCP connections, over an allocation.
 
     So WireGuard, a game or a QUIC program works through a relay as it is. One end says --target, the address of the program that
-    answers; the other says --listen, where local programs send to. Each datagram arrives unchanged or not at all, in order.
+    answers; the other says --listen, where local programs send to. Each datagram arrives unchanged or not at all, in order; only
+    those that are too long for one packet (1202 bytes, or more where the path was found to carry it) may be overtaken by others.
+    A listening end serves one program at a time: answers go to the address that was heard last.
 
-    A listening end serves one program at a time: answers go to the address that was heard last. Datagrams longer than the path
-    takes (that is 1202 bytes, and more where the path was found to carry it) are dropped and counted. The tunnel waits for the
-    other end, also when that leaves; when the relay ends the connection it exits with status 1. Ctrl-C ends it. SIGUSR1 prints
-    the statistics that are printed at the end.
+    With --tcp, at both ends, each connection that is accepted at --listen becomes a stream of the allocation and a connection to
+    --target. It ends and breaks there as it does here, and a reader that pauses pauses its writer.
+
+    The tunnel waits for the other end, also when that leaves; when the relay ends the connection it exits with status 1. Ctrl-C
+    ends it. SIGUSR1 prints the statistics that are printed at the end.
     """
     try:
         Identity.of(token, key)
     except ValueError as error:
         raise BadInput(str(error)) from error
-    open_local: OpenLocal
-    if listen is not None and target is None:
-        open_local = _listening(listen)
-    elif target is not None and listen is None:
-        open_local = _aiming(target)
-    else:
+    if (listen is None) == (target is None):
         msg = "give either --listen or --target"
         raise click.UsageError(msg)
     link = RelayLink(relay, make_trust(**trust), token, key)
-    run(lambda reactor: carry(reactor, link, open_local, timeout=timeout, tell=click.echo, warn=complain))
+    if tcp:
+        run(lambda reactor: carry_tcp(reactor, link, listen, target, timeout=timeout, tell=click.echo, warn=complain))
+    else:
+        open_local = _listening(listen) if listen is not None else _aiming(cast(HostPort, target))
+        run(lambda reactor: carry(reactor, link, open_local, timeout=timeout, tell=click.echo, warn=complain))
 
 
 async def carry(
@@ -91,8 +97,34 @@ async def carry(
     tunnel = Tunnel(tell=tell, warn=warn)
     local = open_local(reactor, tunnel.from_local)
     tell(f"local end on UDP {local.address}")
+    await _run(reactor, link, tunnel, tunnel.open(reactor, link, local, timeout=timeout), tell)
+
+
+async def carry_tcp(
+    reactor: Any,
+    link: RelayLink,
+    listen: HostPort | None,
+    target: HostPort | None,
+    *,
+    timeout: float,
+    tell: Callable[[str], None],
+    warn: Callable[[str], None],
+) -> None:
+    """As ``carry``, for TCP connections: accepted at ``listen``, or else made to ``target``."""
+    tunnel = TcpTunnel(tell=tell, warn=warn)
+    if listen is not None:
+        tell(f"local end on TCP {tunnel.listen(reactor, listen)}")
+    elif target is not None:
+        tunnel.aim(target)
+        tell(f"connections will be made to TCP {target}")
+    await _run(reactor, link, tunnel, tunnel.open(reactor, link, timeout=timeout), tell)
+
+
+async def _run(
+    reactor: Any, link: RelayLink, tunnel: Tunnel | TcpTunnel, opening: Awaitable[None], tell: Callable[[str], None]
+) -> None:
     try:
-        await tunnel.open(reactor, link, local, timeout=timeout)
+        await opening
     except RELAY_TROUBLE as error:
         raise trouble(error, link.relay) from error
     signal.signal(signal.SIGUSR1, lambda *_: reactor.callFromThread(lambda: tell(str(tunnel.statistics))))

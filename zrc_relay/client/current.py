@@ -162,6 +162,11 @@ class CurrentConnection:
         return self._ending.error
 
     @property
+    def is_connected(self) -> bool:
+        """Whether there is a connection at the moment."""
+        return self.connection is not None
+
+    @property
     def is_closed(self) -> bool:
         """Whether it is over for good."""
         return self._ending.has_come

@@ -62,7 +62,7 @@ class Dialer:
                 return await self._follow([self._in_use], identity, handlers)
             except ConnectFailed:
                 self._in_use = None  # perhaps the name leads elsewhere by now
-        return await self._follow(await self._resolve(self._host, self._port), identity, handlers)
+        return await self._follow(await resolve(self._reactor, self._host, self._port), identity, handlers)
 
     async def _follow(self, addresses: list[SocketAddress], identity: Identity | None, handlers: Handlers) -> ClientConnection:
         for _ in range(MAX_REDIRECTS + 1):
@@ -84,7 +84,7 @@ class Dialer:
                 resolved
                 for target in error.redirect.addresses
                 if target.host
-                for resolved in await self._resolve(target.host, target.port)
+                for resolved in await resolve(self._reactor, target.host, target.port)
             ]
         msg = f"more than {MAX_REDIRECTS} redirects in a row"
         raise RedirectLoop(msg)
@@ -122,18 +122,19 @@ class Dialer:
             if timer.active():
                 timer.cancel()
 
-    async def _resolve(self, host: str, port: int) -> list[SocketAddress]:
+
+async def resolve(reactor: Any, host: str, port: int) -> list[SocketAddress]:
+    """The socket addresses of ``host``:``port``, in the order of the system; ``ConnectFailed`` when the name is not found."""
+    try:
+        ip_address(host.partition("%")[0])
+        found = getaddrinfo(host, port, type=SOCK_DGRAM)
+    except ValueError:
         try:
-            ip_address(host.partition("%")[0])
-            found = getaddrinfo(host, port, type=SOCK_DGRAM)
-        except ValueError:
-            pool = self._reactor.getThreadPool()
-            try:
-                found = await deferToThreadPool(self._reactor, pool, getaddrinfo, host, port, 0, SOCK_DGRAM)
-            except gaierror as error:
-                msg = f"cannot find {host}: {error.strerror}"
-                raise ConnectFailed(msg) from error
-        return [address for _, _, _, _, address in found]
+            found = await deferToThreadPool(reactor, reactor.getThreadPool(), getaddrinfo, host, port, 0, SOCK_DGRAM)
+        except gaierror as error:
+            msg = f"cannot find {host}: {error.strerror}"
+            raise ConnectFailed(msg) from error
+    return [address for _, _, _, _, address in found]
 
 
 class _ClientSocket:

@@ -17,14 +17,14 @@ from typing import Final, cast
 from aioquic.quic.events import QuicEvent
 
 from zrc_relay.client.errors import ConnectionLost
-from zrc_relay.client.vigil import Vigil
+from zrc_relay.client.vigil import Advice, Vigil
 from zrc_relay.core.codes import ErrorCode
 from zrc_relay.quic.clock import Clock, DelayedCall
 from zrc_relay.quic.connection import Connection
 from zrc_relay.quic.udp import Path
 
 KEEPALIVE_PING: Final = 0
-"""Number of the PINGs that nobody waits for."""
+"""Number of the PINGs that the vigil asks for, and nobody waits for."""
 
 
 class Driver:
@@ -94,6 +94,9 @@ class Driver:
         elif quic.is_stateless_reset(data):
             self._lost(ConnectionLost("the relay does not know the connection any more"))
         self._handle_events(now)
+        closed = quic.peer_close
+        if closed is not None and not self.is_stopped:
+            self._handle(closed, now)
 
     def batch_done(self) -> None:
         """Answer what the batch asked for; see ``Receiver``."""
@@ -127,7 +130,8 @@ class Driver:
             self._pump_and_send(now)  # what was queued may not fit any more
         if self.is_stopped:
             return
-        self._vigil.sent(now, awaits_answer=self._quic.awaits_answer)
+        if self._quic.is_established:  # how long to wait for the handshake is for ``connect`` to say
+            self._vigil.sent(now, self._quic.probe_timeout, awaits_answer=self._quic.awaits_answer)
         self._handle_events(now)
         self._wake()
 
@@ -144,7 +148,7 @@ class Driver:
     # -- time
 
     def _wake(self) -> None:
-        deadlines = (self._quic.get_timer(), self._vigil.deadline(self._unanswered_probes))
+        deadlines = (self._quic.get_timer(), self._vigil.deadline)
         deadline = min((deadline for deadline in deadlines if deadline is not None), default=None)
         if deadline is None or self.is_stopped:
             return
@@ -162,13 +166,11 @@ class Driver:
         if timer is not None and now >= timer:
             self._quic.handle_timer(now)
             self._handle_events(now)
-        if self._vigil.is_dead(now, self._unanswered_probes):
-            self._lost(ConnectionLost("the relay does not answer any more"))
-        elif self._vigil.wants_ping(now):
-            self._quic.send_ping(KEEPALIVE_PING)
+        match self._vigil.advise(now, self._quic.probe_timeout):
+            case Advice.GIVE_UP:
+                self._lost(ConnectionLost("the relay does not answer any more"))
+            case Advice.PING:
+                self._quic.send_ping(KEEPALIVE_PING)
+            case Advice.NOTHING:
+                pass
         self.flush()
-
-    @property
-    def _unanswered_probes(self) -> int:
-        # A relay that has not answered yet may be slow; how long to wait for the handshake is for ``connect`` to say.
-        return self._quic.unanswered_probes if self._quic.is_established else 0

@@ -10,7 +10,7 @@ from aioquic.quic.configuration import QuicConfiguration
 
 from zrc_relay.quic.congestion import CONGESTION_CONTROL
 from zrc_relay.quic.connection import ALPN, MAX_DATAGRAM_FRAME
-from zrc_relay.quic.endpoint import SUPPORTED_VERSIONS
+from zrc_relay.quic.stateless import SUPPORTED_VERSIONS
 
 IDLE_TIMEOUT = 30.0
 """Seconds of silence after which a client gives a connection up; the relay's own timeout holds too, if it is shorter."""

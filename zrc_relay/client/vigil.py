@@ -2,24 +2,37 @@
 
 Theory of operation
 -------------------
-The connection tells what it hears and sends; the vigil answers two questions when it is asked at its ``deadline``:
+The connection tells what it hears and sends, and asks at each ``deadline`` what to do:
 
-* ``wants_ping``: nothing was heard for ``keepalive_interval`` (ALLOCATED), so that a PING has to keep the session and the
-  address translators on the way awake, and to find out whether the relay lives.
-* ``is_dead``: something waits for an answer, ``DEAD_PROBES`` probe timeouts in a row have passed without one, and nothing at all
-  was heard for ``MIN_SILENCE`` since it was sent. The probes are counted, not only the time: a process that was stopped for a
-  while reads what waits in its socket between two of them. The time is there because on a short path three probes take less
-  than a hiccup of a wireless link does.
+* Nothing was heard for ``keepalive_interval`` (ALLOCATED): a PING keeps the session and the address translators on the way awake,
+  and finds out whether the relay lives.
+* Something waits for an answer, and nothing at all was heard for a *round* since: a PING, a *probe*. When ``DEAD_PROBES`` probes
+  in a row have had no answer, the connection is dead.
+
+A round is one PTO, and not less than ``MIN_ROUND``: on a short path three PTOs are less than a hiccup of a wireless link. QUIC's
+own probe timeouts cannot be counted instead, because each packet that is sent puts them off (RFC 9002 §6.2.1): while datagrams go
+out steadily there are none. Probes are counted when they are sent, so a process that was stopped for a while first hears what
+waits in its socket.
 """
 
 from __future__ import annotations
 
+from enum import Enum, unique
 from typing import Final
 
 DEAD_PROBES: Final = 3
-"""Probe timeouts in a row (PROTOCOL §9)."""
-MIN_SILENCE: Final = 1.0
-"""Seconds; the same as the relay waits before it prefers another connection (PROTOCOL §6)."""
+"""Probes in a row without an answer (PROTOCOL §9, "3 PTOs unanswered")."""
+MIN_ROUND: Final = 1 / 3
+"""Seconds between two probes at least; three of them are as long as a relay waits before it prefers another connection."""
+
+
+@unique
+class Advice(Enum):
+    """What to do now."""
+
+    NOTHING = "nothing"
+    PING = "ping"
+    GIVE_UP = "give up"
 
 
 class Vigil:
@@ -29,7 +42,9 @@ class Vigil:
         self._heard_at = now
         self._interval = 0.0
         self._pinged = False
-        self._unanswered_since: float | None = None
+        self._probes = 0
+        self._probe_at: float | None = None
+        """When the next round ends; None while nothing waits for an answer."""
 
     def keep_alive(self, interval: float) -> None:
         """The relay wants to hear something every ``interval`` seconds."""
@@ -39,32 +54,35 @@ class Vigil:
         """An authentic packet came."""
         self._heard_at = now
         self._pinged = False
-        self._unanswered_since = None
+        self._probes = 0
+        self._probe_at = None
 
-    def sent(self, now: float, *, awaits_answer: bool) -> None:
+    def sent(self, now: float, probe_timeout: float, *, awaits_answer: bool) -> None:
         """Packets were sent; ``awaits_answer`` says whether any, of now or of before, asks for an acknowledgement."""
         if not awaits_answer:
-            self._unanswered_since = None
-        elif self._unanswered_since is None:
-            self._unanswered_since = now
+            self._probes = 0
+            self._probe_at = None
+        elif self._probe_at is None:
+            self._probe_at = now + max(probe_timeout, MIN_ROUND)
 
-    def wants_ping(self, now: float) -> bool:
-        """Whether a PING is due; true once for each silence."""
-        if self._interval <= 0 or self._pinged or now < self._heard_at + self._interval:
-            return False
-        self._pinged = True
-        return True
+    def advise(self, now: float, probe_timeout: float) -> Advice:
+        """What to do; PING is said once for each silence and each round."""
+        if self._probe_at is not None and now >= self._probe_at:
+            if self._probes >= DEAD_PROBES:
+                return Advice.GIVE_UP
+            self._probes += 1
+            # The last probe is given one PTO, however short: by then the minimum has passed.
+            self._probe_at = now + (probe_timeout if self._probes == DEAD_PROBES else max(probe_timeout, MIN_ROUND))
+            return Advice.PING
+        if self._interval > 0 and not self._pinged and now >= self._heard_at + self._interval:
+            self._pinged = True
+            return Advice.PING
+        return Advice.NOTHING
 
-    def is_dead(self, now: float, unanswered_probes: int) -> bool:
-        """Whether the relay can be taken to be gone."""
-        since = self._unanswered_since
-        return since is not None and unanswered_probes >= DEAD_PROBES and now >= since + MIN_SILENCE
-
-    def deadline(self, unanswered_probes: int) -> float | None:
-        """When to ask again; None: not before something is sent or heard, or QUIC's own timer has passed."""
-        times = []
+    @property
+    def deadline(self) -> float | None:
+        """When to ask again; None: not before something is sent or heard."""
+        times = [] if self._probe_at is None else [self._probe_at]
         if self._interval > 0 and not self._pinged:
             times.append(self._heard_at + self._interval)
-        if self._unanswered_since is not None and unanswered_probes >= DEAD_PROBES:
-            times.append(self._unanswered_since + MIN_SILENCE)
         return min(times, default=None)

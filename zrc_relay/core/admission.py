@@ -65,10 +65,14 @@ class AdmissionSettings:
     allocation_rate: Rate | None = None
     rejoin_rate: Rate | None = None
     stun_rate: Rate | None = None
-    handshake_pressure: int = 64
-    """Open handshakes from which on everybody is asked for a Retry; 0 asks always."""
-    amplification_block: float = 600.0
-    """Seconds."""
+    handshake_pressure: int | None = 64
+    """Open handshakes from which on everybody is asked for a Retry; 0 asks always, None never."""
+    amplification_block: float | None = 600.0
+    """Seconds; None looks for no pattern."""
+
+
+UNLIMITED: Final = AdmissionSettings(handshake_pressure=None, amplification_block=None)
+"""Settings that hold nobody to anything."""
 
 
 @unique
@@ -109,9 +113,9 @@ class Admission:
         self._allocations = SourceLimiter(settings.allocation_rate)
         self._rejoins = SourceLimiter(settings.rejoin_rate)
         self._stun = SourceLimiter(settings.stun_rate)
-        block = max(1, ceil(settings.amplification_block))
-        self._unanswered = SourceLimiter(Rate(PATTERN, block))
-        self._forced = SourceLimiter(Rate(1, block))
+        block = settings.amplification_block
+        self._unanswered = SourceLimiter(Rate(PATTERN, max(1, ceil(block))) if block is not None else None)
+        self._forced = SourceLimiter(Rate(1, max(1, ceil(block))) if block is not None else None)
         self._refusals = SourceLimiter(REFUSALS)
         self._all_refusals = TokenBucket(REFUSALS_PER_SECOND, REFUSALS_PER_SECOND, now)
 
@@ -133,7 +137,8 @@ class Admission:
         return REFUSE_RATE if self._may_refuse(source, now) else SILENT_RATE
 
     def _attempt(self, source: int, open_handshakes: int, now: float) -> Decision:
-        if open_handshakes >= self.settings.handshake_pressure:
+        pressure = self.settings.handshake_pressure
+        if pressure is not None and open_handshakes >= pressure:
             return RETRY_PRESSURE
         if self._forced.wait(source, now):
             return RETRY_AMPLIFICATION

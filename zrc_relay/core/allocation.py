@@ -16,6 +16,7 @@ Two clocks: ``now`` is monotonic seconds (absence, limits), ``wall`` is Unix sec
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from enum import Enum, unique
 from typing import Final, Protocol
@@ -85,8 +86,8 @@ class Member(Protocol):
         """Seconds of silence after which the connection no longer counts as heard from: max(3 PTO, 1 s)."""
         ...
 
-    def send_datagram(self, payload: bytes, now: float) -> None:
-        """Put a payload on the way to the client."""
+    def send_datagrams(self, payloads: list[bytes], now: float) -> None:
+        """Put payloads on the way to the client, in order."""
         ...
 
     def note_drop(self, cause: DropCause, size: int, now: float) -> None:
@@ -297,32 +298,47 @@ class Allocation:
 
     # -- the way of a payload
 
-    def forward(self, sender: Member, payload: bytes, now: float) -> None:
-        """Forward a datagram payload of ``sender`` to the other side, or drop it with its one cause (R3)."""
-        size = len(payload)
+    def forward(self, sender: Member, payloads: list[bytes], now: float) -> None:
+        """Forward datagram payloads of ``sender`` to the other side in order, or drop each with its one cause (R3).
+
+        They come as a batch, and at one time, so what is the same for all of them is looked at once.
+        """
         side = self.sides[1 - sender.role]
         if len(side.members) > 1:
             side.select(now)  # silence may have changed it
         target = side.current
         if target is None:
-            self.drop(sender, DropCause.NO_COUNTERPART, size, now)
+            for payload in payloads:
+                self.drop(sender, DropCause.NO_COUNTERPART, len(payload), now)
             return
-        bucket = self._bucket
-        if bucket is not None and bucket.available(now) < size:
-            self.drop(sender, DropCause.BANDWIDTH, size, now)
-            return
-        shared = self._global_bucket
-        if shared is not None:
-            if shared.available(now) < size:
+        bucket, shared, quota = self._bucket, self._global_bucket, self.quota
+        allowed = bucket.available(now) if bucket is not None else math.inf
+        allowed_by_all = shared.available(now) if shared is not None else math.inf
+        left = quota - self.bytes_transferred if quota is not None else math.inf
+        accepted: list[bytes] = []
+        total = 0
+        for payload in payloads:
+            size = len(payload)
+            if total + size > allowed:
+                self.drop(sender, DropCause.BANDWIDTH, size, now)
+            elif total + size > allowed_by_all:
                 self.drop(sender, DropCause.GLOBAL_BANDWIDTH, size, now)
-                return
-            shared.tokens -= size
-        if bucket is not None:
-            bucket.tokens -= size
-        if not self._count(size, now):
+            elif total + size > left:
+                left = -math.inf  # nothing passes after it, however small
+                self.drop(sender, DropCause.QUOTA, size, now)
+                self._events.quota_exceeded(self)
+            else:
+                accepted.append(payload)
+                total += size
+        if not accepted:
             return
-        self._counters.packets_forwarded += 1
-        target.send_datagram(payload, now)
+        if bucket is not None:
+            bucket.tokens -= total
+        if shared is not None:
+            shared.tokens -= total
+        self._count(total, now)
+        self._counters.packets_forwarded += len(accepted)
+        target.send_datagrams(accepted, now)
 
     def grant_stream_bytes(self, wanted: int, now: float) -> tuple[int, float]:
         """How many of ``wanted`` stream bytes may be taken now, and, when none may, the seconds to wait.
@@ -330,6 +346,8 @@ class Allocation:
         They are counted as they are granted. Streams are delayed by the caps, never dropped (R3.5); (0, 0) says that the quota
         ended the allocation.
         """
+        if wanted <= 0:
+            return 0, 0.0
         allowed: float = wanted
         delay = 0.0
         for bucket in (self._bucket, self._global_bucket):
@@ -351,21 +369,15 @@ class Allocation:
         self._count(size, now)
         return size, 0.0
 
-    def _count(self, size: int, now: float) -> bool:
-        total = self.bytes_transferred + size
-        quota = self.quota
-        if quota is not None:
-            if total > quota:
-                self._events.quota_exceeded(self)
-                return False
-            if total >= quota * QUOTA_WARNING_FRACTION and not self.quota_warned:
-                self.quota_warned = True
-                self.bytes_transferred = total
-                self._events.quota_warning(self)
-        self.bytes_transferred = total
+    def _count(self, size: int, now: float) -> None:
+        """Count bytes that were accepted: the one place (PROTOCOL §6)."""
+        total = self.bytes_transferred = self.bytes_transferred + size
         self._counters.bytes_forwarded += size
         self.last_activity = now
-        return True
+        quota = self.quota
+        if quota is not None and not self.quota_warned and total >= quota * QUOTA_WARNING_FRACTION:
+            self.quota_warned = True
+            self._events.quota_warning(self)
 
     def drop(self, sender: Member | None, cause: DropCause, size: int, now: float) -> None:
         """The one place where a datagram of an allocation is dropped; ``sender`` hears of it, if still there (R4.5)."""

@@ -183,6 +183,8 @@ class AccessLists:
     def __init__(self, allow: Iterable[Network] = (), block: Iterable[Network] = ()) -> None:
         self.revision = 0
         """Grows whenever somebody may be blocked who was not: time to look at who is there."""
+        self.changes = 0
+        """Grows with each change at run time: time to keep them anew."""
         self._families = {IPV4_BITS: _Family(IPV4_BITS, 8), IPV6_BITS: _Family(IPV6_BITS, 16)}
         self._ends: Deadlines[Network] = Deadlines()
         self._entries = 0
@@ -242,6 +244,7 @@ class AccessLists:
             self._runtime += 1
         self._put(Entry(network, entry.access, entry.until, entry.note[:MAX_NOTE]))
         self._ends.set(network, None if entry.until == inf else entry.until)
+        self.changes += 1
         if entry.access is Access.BLOCK:
             self.revision += 1
         return True
@@ -255,6 +258,7 @@ class AccessLists:
         self._ends.set(network, None)
         self._entries -= 1
         self._runtime -= 1
+        self.changes += 1
         if known.access is Access.ALLOW:
             self.revision += 1  # it may have been the exception in a network that is blocked
         return True

@@ -123,8 +123,12 @@ _CLOSE_CODES = {
 
 @unique
 class DropCause(IntEnum):
-    """Why a datagram was not forwarded, as NOTICE DROPPED says it (PROTOCOL §5)."""
+    """Why a datagram was not forwarded, as NOTICE DROPPED says it (PROTOCOL §5).
 
+    QUOTA is never said: the allocation ends with the datagram that would have crossed its quota.
+    """
+
+    QUOTA = 0
     BANDWIDTH = 1
     GLOBAL_BANDWIDTH = 2
     NO_COUNTERPART = 3

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Final, Protocol, cast
 
-from zrc_relay.core.admission import Admission, AdmissionSettings
+from zrc_relay.core.admission import UNLIMITED, Admission
 from zrc_relay.core.allocation import Allocation, Change
 from zrc_relay.core.authorisation import Authoriser, Challenge, Grant, Refused
 from zrc_relay.core.cidr import AccessLists
@@ -37,6 +38,8 @@ from zrc_relay.core.wire import (
 )
 
 MAX_U16: Final = 0xFFFF
+RECHECKS: Final = 256
+"""Sessions whose address is looked at in one go: some 2 ms. After a change of the lists it is the turn of all, in any number."""
 
 
 class Observer(Protocol):
@@ -88,13 +91,14 @@ class Relay:
         self, policy: Policy, keys: DeviceKeys, observer: Observer, *, now: float, admission: Admission | None = None
     ) -> None:
         self.policy = policy
-        self.admission = admission or Admission(AdmissionSettings(), AccessLists(), now=now)
+        self.admission = admission or Admission(UNLIMITED, AccessLists(), now=now)
         self.counters = Counters()
         self.draining = False
         self.reporting: set[Session] = set()
         """Sessions with drops that are still to be told; at most one entry a session."""
         self.overrun: list[Session] = []
         """Sessions whose client does not read control output; closed at the end of the batch."""
+        self._rechecks: dict[Session, None] = {}
         self.failures: list[Failure] = []
         """Errors of our own that were kept to one allocation or session; the shell logs them and closes the session (R5.6)."""
         self._observer = observer
@@ -169,12 +173,15 @@ class Relay:
                 self.table.check_refresh(allocation, token, tier)
             self.admission.joining(source, now)
             if is_newer:
-                self._put_in_force(allocation, grant.token, tier, now, wall, unless=session)
+                self._put_in_force(allocation, token, tier, now, wall)
             else:
+                if tier != allocation.tier:  # the keys were reloaded since: the token in force gets what its tier allows now
+                    allocation.set_limits(allocation.token, tier, now)
                 self.table.accept_token(allocation, wall)
         if grant.proven:
             allocation.sides[role].proven = True
         session.role = role
+        session.last_heard = now
         session.allocation = allocation
         allocation.bind(session, now)
         self.table.absence_changed(allocation)
@@ -261,16 +268,20 @@ class Relay:
             name, code=code.name, reason=reason, connection=session.link.name, remote=str(session.link.remote), validated=True,
         )
 
-    def limited(self, limit: Limit, host: str, port: int, cause: str, *, validated: bool) -> None:
-        """Count and report what was done about a source that has no connection, in the one word ``cause``.
+    def limited(
+        self, limit: Limit, host: str, port: int, cause: str, *, validated: bool = False, is_told: bool = True
+    ) -> None:
+        """Count what was done about a source that has no connection, in the one word ``cause``; report it if it ``is_told``.
 
         A source that is not ``validated`` may be anybody's: who blocks by events must not believe it (R6.2).
         """
         self.counters.limited[limit] += 1
-        self._observer.event(f"security.{limit.value}", source=host, port=port, cause=cause, validated=validated)
+        if is_told:
+            self._observer.event(f"security.{limit.value}", source=host, port=port, cause=cause, validated=validated)
 
     def moved(self, session: Session) -> None:
-        """A client's address has changed: worth a line (R5.3)."""
+        """A client's address has changed: worth a line (R5.3), and the new one may be blocked."""
+        self.recheck(session)
         self._observer.event("session.moved", connection=session.link.name, remote=str(session.link.remote))
 
     def tell_max_payload(self, session: Session) -> None:
@@ -284,6 +295,10 @@ class Relay:
         current = allocation.sides[role].current
         if current is not None and current.max_payload != before:
             self._tell(allocation, role.other, Notice(NoticeCode.MAX_PAYLOAD, min(current.max_payload, MAX_U16)))
+
+    def recheck(self, session: Session) -> None:
+        """Look, soon, whether the lists still let the address of ``session`` in, and end it otherwise (R6.3)."""
+        self._rechecks[session] = None
 
     # -- what the shell asks
 
@@ -305,6 +320,8 @@ class Relay:
             allocation = self._exceeded.pop()
             if self.table.get(allocation.key) is allocation:
                 self.end(allocation, TerminationReason.QUOTA, now, wall)
+        if self._rechecks:
+            self._check_access(now, wall)
         while self.overrun:
             session = self.overrun.pop()
             self.unbind(session, now, wall)
@@ -331,8 +348,10 @@ class Relay:
     ) -> None:
         try:
             allocation.change(Change.END)
-            for member in list(allocation.members):
+            members = list(allocation.members)
+            for member in members:
                 member.terminate(reason)
+            for member in members:  # all of them are closed by now: nobody hears that another one took over
                 allocation.unbind(member, now)
             allocation.change(Change.CLOSED)
         finally:
@@ -382,6 +401,15 @@ class Relay:
 
     # -- helpers
 
+    def _check_access(self, now: float, wall: float) -> None:
+        for session in list(islice(self._rechecks, RECHECKS)):
+            del self._rechecks[session]
+            try:
+                if session.is_established:
+                    self.admission.check_access(numeric(session.link.remote.host), wall)
+            except Refused as refusal:
+                session.refuse(refusal, now, wall)
+
     def _report(self, session: Session, now: float) -> bool:
         try:
             return session.report_drops(now)
@@ -389,15 +417,12 @@ class Relay:
             self.failures.append(Failure(f"connection {session.link.name}", error, (session,)))
             return False
 
-    def _put_in_force(
-        self, allocation: Allocation, token: RelayToken, tier: Tier, now: float, wall: float, *, unless: Session | None = None
-    ) -> None:
+    def _put_in_force(self, allocation: Allocation, token: RelayToken, tier: Tier, now: float, wall: float) -> None:
         allocation.set_limits(token, tier, now)
         self.table.accept_token(allocation, wall)
         refreshed = self._refreshed(allocation).encode()
         for member in allocation.members:
-            if member is not unless:
-                member.send(refreshed)
+            member.send(refreshed)
         self._event("allocation.refreshed", allocation, expires_at=token.expires_at)
 
     @staticmethod

@@ -3,7 +3,7 @@
 Theory of operation
 -------------------
 A ``Session`` lives as long as one QUIC connection. The shell around it reports what happens (``handshake_completed``,
-``control_received``, ``datagram_received``, ``lost`` ...) and gives it a ``Link`` to act through; the ``Relay`` knows everything
+``control_received``, ``datagrams_received``, ``lost`` ...) and gives it a ``Link`` to act through; the ``Relay`` knows everything
 that is shared. A session never touches another one directly: it asks the relay, which asks the others' sessions.
 
 Its states::
@@ -18,6 +18,7 @@ so the client's flow control stops it.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from enum import Enum, unique
 from typing import TYPE_CHECKING, Final, Protocol
@@ -25,7 +26,6 @@ from typing import TYPE_CHECKING, Final, Protocol
 from zrc_relay.core.authorisation import Challenge, Refused
 from zrc_relay.core.codes import DropCause, ErrorCode, NoticeCode, Role, TerminationReason
 from zrc_relay.core.counters import Limit
-from zrc_relay.core.limiter import TokenBucket
 from zrc_relay.core.wire import (
     CLIENT_CAPSULES,
     Address,
@@ -132,8 +132,8 @@ class Link(Protocol):
         """Send ``data`` on stream 0."""
         ...
 
-    def send_datagram(self, payload: bytes, now: float) -> None:
-        """Queue ``payload`` for the client."""
+    def send_datagrams(self, payloads: list[bytes], now: float) -> None:
+        """Queue payloads for the client, in order."""
         ...
 
     def close(self, code: ErrorCode, reason: str) -> None:
@@ -155,10 +155,11 @@ class Session:
         self.deadline: float | None = None
         """When ``timed_out`` wants to be called, monotonic seconds."""
         self._decoder = CapsuleDecoder(CLIENT_CAPSULES)
-        self._capsules = TokenBucket(CAPSULES_PER_SECOND, CAPSULES_PER_SECOND, now)
+        self._capsules: deque[float] = deque(maxlen=CAPSULES_PER_SECOND)
+        """When the last capsules came."""
         self._drops: dict[DropCause, int] = {}
         self._drop_noticed: dict[DropCause, float] = {}
-        self.send_datagram = link.send_datagram
+        self.send_datagrams = link.send_datagrams
 
     # -- what the shell reports
 
@@ -186,13 +187,21 @@ class Session:
                 if capsule is None:
                     return
                 self._relay.counters.capsules_received += 1
-                if not self._capsules.take(1, now):
+                if not self._may_take_capsule(now):
                     raise Refused(ErrorCode.RATE_LIMITED, "too many capsules", retry_after=1)
                 self._handle(capsule, now, wall)
             except WireError as error:
                 self._fail(error.code, str(error), now, wall)
             except Refused as refusal:
                 self.refuse(refusal, now, wall)
+
+    def _may_take_capsule(self, now: float) -> bool:
+        """Whether this capsule is at most the fiftieth within any second."""
+        times = self._capsules
+        if len(times) == CAPSULES_PER_SECOND and now - times[0] < 1.0:
+            return False
+        times.append(now)
+        return True
 
     @property
     def control_pending(self) -> int:
@@ -208,6 +217,11 @@ class Session:
         """The client broke the protocol outside the control stream."""
         self._fail(error.code, str(error), now, wall)
 
+    @property
+    def is_established(self) -> bool:
+        """Whether the handshake is complete and the session not over."""
+        return self.state in (SessionState.CHOOSING, SessionState.BOUND)
+
     def refuse(self, refusal: Refused, now: float, wall: float) -> None:
         """What the client is, or does, is not granted: close with the code that says why."""
         self._fail(refusal.code, refusal.reason, now, wall, refusal.limit)
@@ -216,13 +230,14 @@ class Session:
         """The client's packets come from another address now."""
         self._relay.moved(self)
 
-    def datagram_received(self, payload: bytes, now: float) -> None:
-        """A DATAGRAM payload of the client."""
+    def datagrams_received(self, payloads: list[bytes], now: float) -> None:
+        """DATAGRAM payloads of the client, in order of arrival."""
         allocation = self.allocation
-        if allocation is None:
-            self._relay.drop_unbound(len(payload), DropCause.NO_COUNTERPART)
+        if allocation is not None:
+            allocation.forward(self, payloads, now)
         else:
-            allocation.forward(self, payload, now)
+            for payload in payloads:
+                self._relay.drop_unbound(len(payload), DropCause.NO_COUNTERPART)
 
     def heard(self, now: float) -> None:
         """The client was heard, at most once a batch."""
@@ -286,6 +301,8 @@ class Session:
     def note_drop(self, cause: DropCause, size: int, now: float) -> None:
         """Tell the client that its datagrams are dropped, at most once a second for each cause (PROTOCOL §5)."""
         del size
+        if cause is DropCause.QUOTA:
+            return  # the allocation ends with this, which says more
         self._drops[cause] = self._drops.get(cause, 0) + 1
         if now - self._drop_noticed.get(cause, float("-inf")) >= NOTICE_INTERVAL:
             self._report_drop(cause, now)

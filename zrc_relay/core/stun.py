@@ -40,6 +40,8 @@ _UNKNOWN_ATTRIBUTES: Final = 0x000A
 _XOR_MAPPED_ADDRESS: Final = 0x0020
 _UNKNOWN_ATTRIBUTE_ERROR: Final = bytes((0, 0, 4, 20)) + b"Unknown Attribute"
 _FAMILIES: Final = {4: 1, 6: 2}
+_MAPPED_SHAPES: Final = frozenset(((8, b"\1"), (20, b"\2")))
+"""Length and family of the two kinds of XOR-MAPPED-ADDRESS."""
 _OPTIONAL: Final = 0x8000
 """Attributes from here on need not be understood (RFC 8489 §14)."""
 _INTEGRITY: Final = frozenset((0x0008, 0x001C))
@@ -85,7 +87,7 @@ def mapped_address(data: bytes, transaction_id: bytes) -> Address | None:
     while at + _ATTRIBUTE.size <= len(data):
         attribute, size = _ATTRIBUTE.unpack_from(data, at)
         value = data[at + _ATTRIBUTE.size : at + _ATTRIBUTE.size + size]
-        if attribute == _XOR_MAPPED_ADDRESS and len(value) == size and (size, value[1]) in ((8, 1), (20, 2)):
+        if attribute == _XOR_MAPPED_ADDRESS and len(value) == size and (size, value[1:2]) in _MAPPED_SHAPES:
             port = int.from_bytes(value[2:4], "big") ^ _MAGIC >> 16
             packed = bytes(a ^ b for a, b in zip(value[4:], _MAGIC_BYTES + transaction_id, strict=False))
             return Address.of(str(ip_address(packed)), port)

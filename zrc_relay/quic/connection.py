@@ -45,6 +45,7 @@ from aioquic.quic.connection import (
     QuicNetworkPath,
     QuicReceiveContext,
 )
+from aioquic.quic.events import ConnectionTerminated
 from aioquic.quic.packet import QuicErrorCode, QuicFrameType, QuicPacketType, pull_quic_transport_parameters
 from aioquic.quic.packet_builder import QuicDeliveryState, QuicPacketBuilder
 from aioquic.quic.recovery import QuicPacketSpace
@@ -115,6 +116,7 @@ class Connection(QuicConnection):
         )
         self._ids = ids
         self._on_issued = on_issued
+        self._came_by_retry = retry_source_connection_id is not None
         self.egress = egress
         # The queue has the part of a deque's interface that QuicConnection uses.
         self._datagrams_pending = egress  # type: ignore[assignment]
@@ -126,6 +128,8 @@ class Connection(QuicConnection):
         self._local_initial_source_connection_id = first.cid
         self._local_max_streams_bidi = _HeldLimit(QuicFrameType.MAX_STREAMS_BIDI, "max_streams_bidi", max_streams)
         self._local_max_streams_uni = _HeldLimit(QuicFrameType.MAX_STREAMS_UNI, "max_streams_uni", max_streams)
+        self.attention = True
+        """Whether the general machinery may have something to say: it decides what is sent until it has nothing left."""
         self._mtu = PathMtu(configuration.max_datagram_size, max_udp_payload)
         self.key_update_packets = key_update_packets
         """Packets sealed with one key before this side changes it; may be changed at any time."""
@@ -166,6 +170,11 @@ class Connection(QuicConnection):
     def is_ending(self) -> bool:
         """Whether the connection is closed, draining or about to send its close."""
         return self._close_pending or self._state in END_STATES
+
+    @property
+    def peer_close(self) -> ConnectionTerminated | None:
+        """What the peer has closed the connection with, at once; the event for it comes when the draining period is over."""
+        return self._close_event if self._state is QuicConnectionState.DRAINING else None
 
     @property
     def peer_certificate_sha256(self) -> bytes:
@@ -217,6 +226,15 @@ class Connection(QuicConnection):
         room = min(room, frame_limit)
         return max(0, room - 1 - size_uint_var(room))
 
+    def send_payloads(self, payloads: list[bytes], now: float) -> list[bytes]:
+        """Queue ``payloads`` as DATAGRAMs; returns those that are too big ever to leave as such."""
+        limit = self.max_payload
+        if max(map(len, payloads)) <= limit:
+            self.egress.extend(payloads, now)
+            return []
+        self.egress.extend([payload for payload in payloads if len(payload) <= limit], now)
+        return [payload for payload in payloads if len(payload) > limit]
+
     def send_payload(self, payload: bytes, now: float) -> bool:
         """Queue ``payload`` as a DATAGRAM; False, and nothing queued, if it is too big ever to leave."""
         if len(payload) > self.max_payload:
@@ -240,7 +258,33 @@ class Connection(QuicConnection):
             finally:
                 self._datagrams_pending = self.egress  # type: ignore[assignment]
         packets += super().datagrams_to_send(now)
+        self.attention = self._has_general_work()
         return packets
+
+    def _has_general_work(self) -> bool:
+        """Whether anything but datagrams and acknowledgements waits to be sent."""
+        if not self._handshake_confirmed or self.is_ending or not self._crypto_streams[Epoch.ONE_RTT].sender.buffer_is_empty:
+            return True
+        path = self._network_paths[0]
+        data = self._local_max_data
+        return bool(
+            self._handshake_done_pending
+            or self._ping_pending
+            or self._probe_pending
+            or self._retire_connection_ids
+            or self._keys._update_key_requested  # noqa: SLF001
+            or self._keys.holds_previous
+            or not path.is_validated
+            or path.remote_challenges
+            or data.value - data.sent >= self._data_window // 4
+            or self._is_worth_telling(self._local_max_streams_bidi)
+            or self._is_worth_telling(self._local_max_streams_uni)
+            or any(not connection_id.was_sent for connection_id in self._host_cids)
+            or any(
+                stream.receiver.stop_pending or stream.sender.reset_pending or not stream.sender.buffer_is_empty
+                for stream in self._streams_queue
+            )
+        )
 
     def _control_waits(self) -> bool:
         queue = self._streams_queue
@@ -300,6 +344,7 @@ class Connection(QuicConnection):
         limit = self._stream_limit(stream_id)
         if isinstance(limit, _HeldLimit):
             limit.grant()
+            self.attention = True
 
     def forget_received(self, stream_id: int) -> None:
         """Credit everything that was received on a stream and not consumed: it was reset."""
@@ -315,6 +360,7 @@ class Connection(QuicConnection):
 
     def consume(self, stream_id: int, size: int) -> None:
         """``size`` bytes received on a stream were dealt with: let the peer send as many more."""
+        self.attention = True
         self._local_max_data.value += size
         stream = self._streams.get(stream_id)
         if stream is not None:
@@ -357,9 +403,13 @@ class Connection(QuicConnection):
         if data.value != data.sent and data.value - data.sent >= self._data_window // 4:
             self._write_limit(builder, data)
         for limit in (self._local_max_streams_bidi, self._local_max_streams_uni):
-            # As upstream: wait until the peer has fewer streams left to open than the update would grant.
-            if limit.value != limit.sent and limit.sent - limit.used < limit.value - limit.sent:
+            if self._is_worth_telling(limit):
                 self._write_limit(builder, limit)
+
+    @staticmethod
+    def _is_worth_telling(limit: Limit) -> bool:
+        """As upstream: when the peer has fewer streams left to open than the update would grant."""
+        return limit.value != limit.sent and limit.sent - limit.used < limit.value - limit.sent
 
     def _write_limit(self, builder: QuicPacketBuilder, limit: Limit) -> None:
         buf = builder.start_frame(
@@ -405,11 +455,13 @@ class Connection(QuicConnection):
 
     def receive_datagram(self, data: bytes, addr: Any, now: float) -> None:
         """See ``QuicConnection``. A peer that comes from another address begins with fresh estimates of its path."""
+        self.attention = True
         super().receive_datagram(data, addr, now)
         self._follow_path()
 
     def handle_timer(self, now: float) -> None:
         """See ``QuicConnection``. A new path that the peer did not confirm in time is left for the old one again."""
+        self.attention = True
         super().handle_timer(now)
         self._follow_path()
 
@@ -489,7 +541,29 @@ class Connection(QuicConnection):
 
     def _initialize(self, peer_cid: bytes) -> None:
         super()._initialize(peer_cid)
+        if self._came_by_retry:
+            self._network_paths[0].is_validated = True  # RFC 9000 §8.1.2; aioquic itself would wait for a Handshake packet
         self._keys = self._cryptos[Epoch.ONE_RTT] = KeyPair()
+
+    def send_stream_data(self, stream_id: int, data: bytes, end_stream: bool = False) -> None:  # noqa: FBT001, FBT002
+        """See ``QuicConnection``."""
+        self.attention = True
+        super().send_stream_data(stream_id, data, end_stream)
+
+    def reset_stream(self, stream_id: int, error_code: int) -> None:
+        """See ``QuicConnection``."""
+        self.attention = True
+        super().reset_stream(stream_id, error_code)
+
+    def stop_stream(self, stream_id: int, error_code: int) -> None:
+        """See ``QuicConnection``."""
+        self.attention = True
+        super().stop_stream(stream_id, error_code)
+
+    def close(self, error_code: int = 0, frame_type: int | None = None, reason_phrase: str = "") -> None:
+        """See ``QuicConnection``."""
+        self.attention = True
+        super().close(error_code, frame_type, reason_phrase)
 
     def _update_keys(self, now: float) -> None:
         keys = self._keys
@@ -541,11 +615,6 @@ class Connection(QuicConnection):
     def awaits_answer(self) -> bool:
         """Whether something that asks for an acknowledgement is on its way."""
         return any(space.ack_eliciting_in_flight for space in self._loss.spaces)
-
-    @property
-    def unanswered_probes(self) -> int:
-        """How many probe timeouts have passed in a row since the last acknowledgement (RFC 9002 §6.2)."""
-        return self._loss._pto_count  # noqa: SLF001
 
     @property
     def idle_deadline(self) -> float | None:

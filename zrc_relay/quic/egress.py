@@ -3,6 +3,8 @@
 Congestion control and pacing hold datagrams back, so a queue forms. It is bounded in bytes and in age, and the oldest go first:
 what is late is worth less than what is new. It has the few methods of a deque that aioquic uses on its own (unbounded) queue of
 datagrams, so that it can stand in its place.
+
+Payloads come in batches, so the time is kept once for each batch, with how many of it are left.
 """
 
 from __future__ import annotations
@@ -25,22 +27,29 @@ class EgressQueue:
         self._max_age = max_age
         self._on_drop = on_drop
         self._payloads: deque[bytes] = deque()
-        self._times: deque[float] = deque()
+        self._batches: deque[list[float]] = deque()
         self.size = 0
 
     def push(self, payload: bytes, now: float) -> None:
-        """Queue ``payload``; older ones are dropped if that is what it takes."""
-        self._payloads.append(payload)
-        self._times.append(now)
-        self.size += max(len(payload), self.MIN_COST)
+        """Queue one payload; see ``extend``."""
+        self.extend([payload], now)
+
+    def extend(self, payloads: list[bytes], now: float) -> None:
+        """Queue ``payloads`` in order; older ones are dropped if that is what it takes."""
+        if not payloads:
+            return
+        self._payloads.extend(payloads)
+        self._batches.append([now, len(payloads)])
+        least = self.MIN_COST
+        self.size += sum([max(len(payload), least) for payload in payloads])
         while self.size > self._max_bytes and len(self._payloads) > 1:
             self._drop()
 
     def expire(self, now: float) -> None:
         """Drop what has waited longer than ``max_age``."""
-        times = self._times
+        batches = self._batches
         limit = now - self._max_age
-        while times and times[0] < limit:
+        while batches and batches[0][0] < limit:
             self._drop()
 
     def _drop(self) -> None:
@@ -49,18 +58,23 @@ class EgressQueue:
     def popleft(self) -> bytes:
         """Take the oldest payload."""
         payload = self._payloads.popleft()
-        self._times.popleft()
+        batch = self._batches[0]
+        if batch[1] == 1:
+            self._batches.popleft()
+        else:
+            batch[1] -= 1
         self.size -= max(len(payload), self.MIN_COST)
         return payload
 
     def remove_larger(self, limit: int) -> list[bytes]:
         """Take out the payloads of more than ``limit`` bytes, in order."""
-        kept = [(payload, time) for payload, time in zip(self._payloads, self._times, strict=True) if len(payload) <= limit]
-        larger = [payload for payload in self._payloads if len(payload) > limit]
-        if larger:
-            self._payloads = deque(payload for payload, _ in kept)
-            self._times = deque(time for _, time in kept)
-            self.size -= sum(max(len(payload), self.MIN_COST) for payload in larger)
+        larger: list[bytes] = []
+        payloads, batches = self._payloads, self._batches
+        self._payloads, self._batches, self.size = deque(), deque(), 0
+        for time, count in batches:
+            batch = [payloads.popleft() for _ in range(int(count))]
+            larger += [payload for payload in batch if len(payload) > limit]
+            self.extend([payload for payload in batch if len(payload) <= limit], time)
         return larger
 
     def __getitem__(self, index: int) -> bytes:

@@ -3,8 +3,8 @@
 Theory of operation
 -------------------
 ``datagram_received`` looks at the first byte (RFC 9443) and at the Destination Connection ID and hands the packet to its
-connection, or makes one for an Initial, or drops it with a cause. Nothing is parsed that is not needed for that. ``batch_done``
-then flushes each connection that was touched, once, however many packets the batch had for it.
+connection, or makes one for an Initial if the ``Door`` lets it in, or drops it with a cause. Nothing is parsed that is not needed
+for that. ``batch_done`` then flushes each connection that was touched, once, however many packets the batch had for it.
 
 * ``routes`` maps our connection ids to connections: those issued, those retired lately (so that late packets do not look like a
   stranger's), and during the handshake the id the client chose.
@@ -23,20 +23,23 @@ from dataclasses import dataclass
 from typing import Final, cast
 
 from aioquic.quic.configuration import QuicConfiguration
-from aioquic.quic.packet import QuicProtocolVersion, encode_quic_version_negotiation
 from twisted.internet.protocol import DatagramProtocol
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from zrc_relay.core.authorisation import Refused
 from zrc_relay.core.codes import ErrorCode
-from zrc_relay.core.counters import Handshake, InputDrop
+from zrc_relay.core.counters import Handshake, InputDrop, Limit
 from zrc_relay.core.deadlines import Deadlines
 from zrc_relay.core.limiter import TokenBucket
 from zrc_relay.core.relay import Relay
+from zrc_relay.core.sources import numeric
 from zrc_relay.quic.clock import Clock, DelayedCall
 from zrc_relay.quic.connection import MIN_STATELESS_RESET
+from zrc_relay.quic.door import Door, Opening, reply
 from zrc_relay.quic.ids import CONNECTION_ID_SIZE, ConnectionIds
 from zrc_relay.quic.link import RelayConnection
+from zrc_relay.quic.stateless import SUPPORTED_VERSIONS, LongHeader, parse_long_header, version_negotiation
 from zrc_relay.quic.udp import Path
 
 MAX_HANDSHAKES: Final = 1024
@@ -55,11 +58,6 @@ RESETS_PER_SECOND: Final = 100
 MAX_FLUSH_ROUNDS: Final = 64
 """Flushing one connection can touch others (a close tells the other side); more rounds than this would be a loop."""
 
-_V1: Final = int(QuicProtocolVersion.VERSION_1)
-_V2: Final = int(QuicProtocolVersion.VERSION_2)
-SUPPORTED_VERSIONS: Final = (_V1, _V2)
-_INITIAL_TYPE: Final = {_V1: 0, _V2: 1}
-
 
 @dataclass(frozen=True, slots=True)
 class EndpointSettings:
@@ -71,6 +69,7 @@ class EndpointSettings:
     max_streams: int = 32
     max_pending_streams: int = 64
     max_udp_payload: int = 1452
+    fast_path: bool = True
     max_connections: int = 10_000
 
 
@@ -112,14 +111,18 @@ class Endpoint(DatagramProtocol):
         self._wall = wall
         self._random = random
         self._routes: dict[bytes, RelayConnection] = {}
-        self._retired: deque[tuple[float, bytes]] = deque()
+        self._retired: deque[tuple[float, bytes, RelayConnection]] = deque()
         self._connections: set[RelayConnection] = set()
         self._handshaking: set[RelayConnection] = set()
         self._touched: dict[RelayConnection, None] = {}
         self._deadlines: Deadlines[RelayConnection] = Deadlines()
         self._resets = TokenBucket(RESETS_PER_SECOND, RESETS_PER_SECOND, now())
+        self._door = Door(relay, ids, random, now())
+        self._access_revision = relay.admission.lists.revision
         self._timer: DelayedCall | None = None
         self._timer_at = 0.0
+        self._inbox: dict[RelayConnection, tuple[Path, list[bytes]]] = {}
+        """Short-header packets of the batch, by connection: each connection gets its own in one go."""
         self._batch_now: float | None = None
         self.accepting = True
 
@@ -142,19 +145,24 @@ class Endpoint(DatagramProtocol):
                 counters.input_dropped[InputDrop.UNKNOWN_CONNECTION] += 1
                 self._reset_stateless(data, path)
                 return
-        elif first >= 192:
-            try:
-                found = self._long_header(data, path)
-            except Exception:
-                self._log.failure("a connection could not begin")
-                counters.session_errors += 1
-                return
-            if found is None:
-                return
-            connection = found
-        else:
-            counters.input_dropped[InputDrop.FIRST_BYTE] += 1
+            inbox = self._inbox.get(connection)
+            if inbox is None:
+                self._inbox[connection] = (path, [data])
+            elif inbox[0] == path:
+                inbox[1].append(data)
+            else:
+                self._deliver(connection, *inbox)
+                self._inbox[connection] = (path, [data])
             return
+        try:
+            found = self._stranger(first, data, path)
+        except Exception:
+            self._log.failure("a packet that belongs to no connection could not be dealt with")
+            counters.session_errors += 1
+            return
+        if found is None:
+            return
+        connection = found
         try:
             connection.receive(data, path, self._batch_now, self._wall())
         except Exception:
@@ -162,10 +170,22 @@ class Endpoint(DatagramProtocol):
 
     def batch_done(self) -> None:
         """Flush what the batch touched; see ``Receiver``."""
+        inbox = self._inbox
+        if inbox:
+            self._inbox = {}
+            for connection, (path, packets) in inbox.items():
+                self._deliver(connection, path, packets)
         self._batch_now = None
         now, wall = self._now(), self._wall()
         self.relay.settle(now, wall)
         self._flush(now, wall)
+
+    def _deliver(self, connection: RelayConnection, path: Path, packets: list[bytes]) -> None:
+        now = self._batch_now
+        try:
+            connection.receive_batch(packets, path, self._now() if now is None else now, self._wall())
+        except Exception:
+            self._fail(connection)
 
     def send_blocked(self) -> None:
         """See ``Receiver``."""
@@ -187,39 +207,50 @@ class Endpoint(DatagramProtocol):
             return
         token = self._ids.reset_token(data[1 : 1 + CONNECTION_ID_SIZE])
         noise = self._random(size - len(token))
-        to, origin = path
-        origin.send(bytes((0x40 | (noise[0] & 0x3F),)) + noise[1:] + token, to)
+        reply(len(data), bytes((0x40 | (noise[0] & 0x3F),)) + noise[1:] + token, path)
         self.relay.counters.stateless_resets_sent += 1
+
+    def _stranger(self, first: int, data: bytes, path: Path) -> RelayConnection | None:
+        """What has no short header: the connection it belongs to or begins, or None when it was dealt with."""
+        if first >= 192:
+            return self._long_header(data, path)
+        if first < 4:
+            self._door.stun(data, path, now=self._now(), wall=self._wall())
+        else:
+            self.relay.counters.input_dropped[InputDrop.FIRST_BYTE] += 1
+        return None
 
     def _long_header(self, data: bytes, path: Path) -> RelayConnection | None:
         """The connection a long-header packet belongs to, a new one for an Initial, or None when it was dealt with."""
-        counters = self.relay.counters
-        size = len(data)
-        dcid_end = 6 + data[5] if size > 5 else size
-        scid_end = dcid_end + 1 + data[dcid_end] if size > dcid_end else size
-        if scid_end >= size or data[5] > 20 or data[dcid_end] > 20:
-            counters.input_dropped[InputDrop.TRUNCATED] += 1
+        header = parse_long_header(data)
+        if header is None:
+            self.relay.counters.input_dropped[InputDrop.TRUNCATED] += 1
             return None
-        dcid = data[6:dcid_end]
-        connection = self._routes.get(dcid)
-        if connection is not None:
+        connection = self._routes.get(header.destination)
+        if connection is not None or not self._may_begin(header, len(data), path):
             return connection
-        version = int.from_bytes(data[1:5], "big")
+        opening = self._door.knock(
+            data, header, path, open_handshakes=len(self._handshaking), now=self._now(), wall=self._wall()
+        )
+        return self._begin(opening, path) if opening is not None else None
+
+    def _may_begin(self, header: LongHeader, size: int, path: Path) -> bool:
+        """Whether a packet of nobody's is an Initial of a version that is spoken here, and there is room for a connection."""
+        counters = self.relay.counters
         if size < MIN_INITIAL:
             counters.input_dropped[InputDrop.SMALL_INITIAL] += 1
-            return None
-        if version not in SUPPORTED_VERSIONS:
-            if version != 0:  # never answer a Version Negotiation packet: two relays could be set on each other
+            return False
+        if header.version not in SUPPORTED_VERSIONS:
+            if header.version != 0:  # never answer a Version Negotiation packet: two relays could be set on each other
                 counters.version_negotiations += 1
-                to, origin = path
-                origin.send(_version_negotiation(dcid, data[dcid_end + 1 : scid_end]), to)
-            return None
-        if (data[0] >> 4) & 3 != _INITIAL_TYPE[version] or len(dcid) < MIN_CLIENT_ID:
+                reply(size, version_negotiation(header), path)
+            return False
+        if not header.is_initial or len(header.destination) < MIN_CLIENT_ID:
             counters.input_dropped[InputDrop.UNKNOWN_CONNECTION] += 1
-            return None
-        return self._accept(dcid, path)
+            return False
+        return self._has_room()
 
-    def _accept(self, dcid: bytes, path: Path) -> RelayConnection | None:
+    def _has_room(self) -> bool:
         counters = self.relay.counters
         cause = None
         if not self.accepting:
@@ -230,16 +261,19 @@ class Endpoint(DatagramProtocol):
             cause = InputDrop.CONNECTIONS_FULL
         if cause is not None:
             counters.input_dropped[cause] += 1
-            return None
+        return cause is None
+
+    def _begin(self, opening: Opening, path: Path) -> RelayConnection:
         settings = self._settings
-        counters.handshakes[Handshake.STARTED] += 1
+        self.relay.counters.handshakes[Handshake.STARTED] += 1
         connection = RelayConnection(
             self,
             configuration=self.credentials.configuration,
             certificate_sha256=self.credentials.certificate_sha256,
             ids=self._ids,
             nonce=self._random(32),
-            first_destination_id=dcid,
+            original_id=opening.original_id,
+            retry_id=opening.retry_id,
             path=path,
             now=self._now(),
             handshake_timeout=settings.handshake_timeout,
@@ -248,8 +282,9 @@ class Endpoint(DatagramProtocol):
             max_streams=settings.max_streams,
             max_pending_streams=settings.max_pending_streams,
             max_udp_payload=settings.max_udp_payload,
+            fast_path=settings.fast_path,
         )
-        self._routes[dcid] = connection
+        self._routes[connection.first_destination_id] = connection
         self._connections.add(connection)
         self._handshaking.add(connection)
         return connection
@@ -262,14 +297,25 @@ class Endpoint(DatagramProtocol):
 
     def retired(self, connection_id: bytes, connection: RelayConnection) -> None:
         """See ``Host``. Late packets to the id are still known as the connection's for a while, and dropped by it."""
-        del connection
         if len(self._retired) >= MAX_RETIRED_IDS:
-            self._routes.pop(self._retired.popleft()[1], None)
-        self._retired.append((self._now() + RETIRED_ID_LIFETIME, connection_id))
+            self._forget_retired()
+        self._retired.append((self._now() + RETIRED_ID_LIFETIME, connection_id, connection))
+
+    def _forget_retired(self) -> None:
+        _, connection_id, connection = self._retired.popleft()
+        if self._routes.get(connection_id) is connection:  # a client may choose the same id for its next connection
+            del self._routes[connection_id]
 
     def established(self, connection: RelayConnection) -> None:
         """See ``Host``."""
         self._handshaking.discard(connection)
+        try:
+            address, wall = numeric(connection.remote.host), self._wall()
+            self.relay.admission.check_access(address, wall)
+            if not connection.is_admitted:
+                self.relay.admission.validated(address, self._now())
+        except Refused as refusal:
+            connection.session.refuse(refusal, self._now(), self._wall())
         # The client uses an id of ours now; late Initials to the one it chose are of no use to anyone.
         self.retired(connection.first_destination_id, connection)
 
@@ -286,7 +332,12 @@ class Endpoint(DatagramProtocol):
         now, wall = self._now(), self._wall()
         retired = self._retired
         while retired and retired[0][0] <= now:
-            self._routes.pop(retired.popleft()[1], None)
+            self._forget_retired()
+        revision = self.relay.admission.lists.revision
+        if revision != self._access_revision:
+            self._access_revision = revision
+            for connection in self._connections:
+                self.relay.recheck(connection.session)
         self.relay.sweep(now, wall)
         self._flush(now, wall)
 
@@ -391,6 +442,9 @@ class Endpoint(DatagramProtocol):
         self._remove(connection)
 
     def _remove(self, connection: RelayConnection) -> None:
+        if connection.is_abandoned and self.relay.admission.abandoned(numeric(connection.remote.host), self._now()):
+            remote = connection.remote
+            self.relay.limited(Limit.AMPLIFICATION, remote.host, remote.port, "pattern")
         self._connections.discard(connection)
         self._handshaking.discard(connection)
         self._touched.pop(connection, None)
@@ -399,13 +453,3 @@ class Endpoint(DatagramProtocol):
         for connection_id in (*connection.quic.own_ids, connection.first_destination_id):
             if routes.get(connection_id) is connection:
                 del routes[connection_id]
-
-
-def _version_negotiation(source: bytes, destination: bytes) -> bytes:
-    packet = bytearray(
-        encode_quic_version_negotiation(
-            source_cid=source, destination_cid=destination, supported_versions=list(SUPPORTED_VERSIONS)
-        )
-    )
-    packet[0] |= 0x40  # the fixed bit, which lets multiplexing by first byte work (RFC 9443 §3, RFC 9000 §17.2.1)
-    return bytes(packet)

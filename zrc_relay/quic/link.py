@@ -10,7 +10,7 @@ aioquic sends nothing but the close once ``close`` was called, and some clients 
 While a connection is closing, its last packet is kept and repeated for the 1st, 2nd, 4th, 8th ... packet that arrives
 (RFC 9000 §10.2.1).
 
-Other sessions act on this one too, through ``send_datagram``, ``send_control`` and ``close``. An exception there is this
+Other sessions act on this one too, through ``send_datagrams``, ``send_control`` and ``close``. An exception there is this
 connection's and not that of whose packet is being handled: it is kept, and raised by the next ``flush`` (R5.6).
 """
 
@@ -30,6 +30,7 @@ from zrc_relay.core.session import Session
 from zrc_relay.core.wire import Address, WireError
 from zrc_relay.quic.connection import CONTROL_STREAM, HELLO_STREAM, Connection
 from zrc_relay.quic.egress import EgressQueue
+from zrc_relay.quic.fastpath import FastPath
 from zrc_relay.quic.ids import ConnectionIds
 from zrc_relay.quic.oversize import OversizeSender
 from zrc_relay.quic.streams import Forwarder
@@ -37,6 +38,8 @@ from zrc_relay.quic.udp import Path
 
 IDLE_MARGIN: Final = 0.1
 """Seconds, beside one PTO, before QUIC's idle timeout at which a connection is closed with a word (R5.5)."""
+GENERAL_INTERVAL: Final = 1.0
+"""Seconds after which a connection that sends is looked at in full, whatever it sends: path MTU probes have no other occasion."""
 MAX_LINGER: Final = 1.0
 """Longest time in seconds that a close waits for the control stream to be acknowledged."""
 
@@ -74,7 +77,8 @@ class RelayConnection:
         certificate_sha256: bytes,
         ids: ConnectionIds,
         nonce: bytes,
-        first_destination_id: bytes,
+        original_id: bytes,
+        retry_id: bytes | None,
         path: Path,
         now: float,
         handshake_timeout: float,
@@ -83,10 +87,15 @@ class RelayConnection:
         max_streams: int,
         max_pending_streams: int,
         max_udp_payload: int,
+        fast_path: bool = True,
     ) -> None:
         self._host = host
         self.certificate_sha256 = certificate_sha256
-        self.first_destination_id = first_destination_id
+        self._original_id = original_id
+        self.first_destination_id = original_id if retry_id is None else retry_id
+        """The connection id that the client uses until it knows one of ours: its own choice, or our Retry's."""
+        self.is_admitted = retry_id is not None
+        """Whether the client had shown a Retry token, and so was counted against its rate when it came."""
         self.established = False
         self.finished = False
         self._first_path = path
@@ -106,12 +115,16 @@ class RelayConnection:
             max_streams=max_streams,
             on_issued=self._issued,
             max_udp_payload=max_udp_payload,
-            original_destination_connection_id=first_destination_id,
+            original_destination_connection_id=original_id,
+            retry_source_connection_id=retry_id,
         )
         self.session = Session(host.relay, self, nonce, now)
         self.streams = Forwarder(self, host.relay.counters, max_pending_streams)
         self._oversize = OversizeSender(self.quic, EgressQueue(egress_bytes, egress_age, self._dropped_late))
         self._error: Exception | None = None
+        self._may_be_fast = fast_path
+        self._fast: FastPath | None = None
+        self._general_at = 0.0
         self._max_payload = 0
         self._known_path = path
         self._key_updates = 0
@@ -136,6 +149,28 @@ class RelayConnection:
         self._handle_events(now, wall)
         if quic.idle_deadline != deadline:
             self.session.heard(now)  # an authentic packet, and nothing else, moves the idle timer
+        self._host.touch(self)
+
+    def receive_batch(self, packets: list[bytes], path: Path, now: float, wall: float) -> None:
+        """Short-header packets for this connection, all from one path, in order."""
+        fast = self._fast
+        if fast is None and self._may_be_fast and FastPath.usable(self.quic):
+            fast = self._fast = FastPath(self.quic)
+        if fast is None or self._close is not None:
+            for packet in packets:
+                self.receive(packet, path, now, wall)
+            return
+        self._now = now
+        deadline = self.quic.idle_deadline
+        while packets:
+            payloads, packets = fast.receive(packets, path, now)
+            if payloads:
+                self.session.datagrams_received(payloads, now)
+            if packets:
+                self.receive(packets[0], path, now, wall)
+                packets = packets[1:]
+        if self.quic.idle_deadline != deadline:
+            self.session.heard(now)
         self._host.touch(self)
 
     def timed_out(self, now: float, wall: float) -> None:
@@ -163,6 +198,14 @@ class RelayConnection:
         if self._error is not None:
             raise self._error
         self._now = now
+        if self._fast is not None and not self.quic.attention and now < self._general_at and self._is_plain:
+            self.quic.egress.expire(now)
+            packets = self._fast.seal(now)
+            if packets:
+                to, origin = cast(Path, self.quic.peer_address)
+                origin.send_many(packets, to)
+            return self._deadline(None)
+        self._general_at = now + GENERAL_INTERVAL
         self._notice_changes()
         again = self.streams.pump(now) if self._close is None else None
         self._oversize.pump(now)
@@ -181,6 +224,14 @@ class RelayConnection:
         self._handle_events(now, wall)
         if self.finished:
             return None
+        return self._deadline(again)
+
+    @property
+    def _is_plain(self) -> bool:
+        """Whether there is nothing to look after but datagrams."""
+        return self._close is None and self.streams.is_quiet and not self._oversize.waits
+
+    def _deadline(self, again: float | None) -> float | None:
         linger = self._linger_until if self._close is not None and not self.quic.is_ending else None
         deadlines = (
             self.quic.get_timer(), self.session.deadline, self._handshake_deadline, self._idle_deadline, linger, again,
@@ -273,7 +324,7 @@ class RelayConnection:
 
     def _datagram(self, event: events.DatagramFrameReceived, now: float, wall: float) -> None:
         del wall
-        self.session.datagram_received(event.data, now)
+        self.session.datagrams_received([event.data], now)
 
     def _negotiated(self, event: events.ProtocolNegotiated, now: float, wall: float) -> None:
         del event, now, wall
@@ -338,7 +389,12 @@ class RelayConnection:
     @property
     def name(self) -> str:
         """The first connection id that the client used, in hex; unique enough to find its lines in a log."""
-        return self.first_destination_id.hex()
+        return self._original_id.hex()
+
+    @property
+    def is_abandoned(self) -> bool:
+        """Whether the client was answered and has never shown that it receives what is sent to its address."""
+        return not self.established and self.quic.is_started and self.quic.validated_address is None
 
     @property
     def remote(self) -> Address:
@@ -362,7 +418,7 @@ class RelayConnection:
 
     def datagram_received(self, payload: bytes) -> None:
         """See ``Owner``."""
-        self.session.datagram_received(payload, self._now)
+        self.session.datagrams_received([payload], self._now)
 
     def wake(self) -> None:
         """See ``Owner``."""
@@ -405,16 +461,17 @@ class RelayConnection:
             self._error = error
         self._host.touch(self)
 
-    def send_datagram(self, payload: bytes, now: float) -> None:
+    def send_datagrams(self, payloads: list[bytes], now: float) -> None:
         """See ``Link``."""
         try:
-            if not self.quic.send_payload(payload, now):
-                self._send_oversize(payload, now)
+            for larger in self.quic.send_payloads(payloads, now):
+                self._send_oversize(larger, now)
         except Exception as error:
             self._error = error
         self._host.touch(self)
 
     def _send_oversize(self, payload: bytes, now: float) -> None:
+        self.quic.attention = True
         if not self._oversize.push(payload, now):
             self.session.drop_egress(DropCause.OVERSIZE, len(payload), now)
 

@@ -6,8 +6,8 @@ All are answers to one datagram, are made from that datagram alone, and leave no
 Initial (1200 bytes), let alone three times as long (RFC 9000 §8.1); the endpoint checks that all the same. The connection ids of
 an answer are those of what it answers, swapped.
 
-A close is sealed with keys that follow from the client's Destination Connection ID (RFC 9001 §5.2), so anybody on the way can read
-it and make one; that is how QUIC is. Making one takes some 30 µs, most of them for the keys, which is why it has a rate.
+A close is sealed with keys that follow from the client's Destination Connection ID (RFC 9001 §5.2), so anybody on the way can
+read it and make one; that is how QUIC is. Making one takes some 30 µs, most of them for the keys, which is why it has a rate.
 """
 
 from __future__ import annotations

@@ -182,6 +182,11 @@ class Forwarder:
                 waiting.wake()
         return None if again is None else now + again
 
+    @property
+    def is_quiet(self) -> bool:
+        """Whether there is no stream to look after."""
+        return not (self._mirrors or self._busy or self._waiting)
+
     def lost(self) -> None:
         """The connection ended: what was mirrored to or from it is reset at the other end."""
         for pipe, _ in self._waiting:

@@ -19,13 +19,14 @@ async fn forward(from: Connection, to: Connection) {
 async fn relay(endpoint: Endpoint) {
     let mut waiting: Option<Connection> = None;
     while let Some(connecting) = endpoint.accept().await {
-        let Ok(connection) = connecting.await else { continue };
-        match waiting.take() {
-            Some(other) if other.close_reason().is_none() => {
-                tokio::spawn(forward(other.clone(), connection.clone()));
-                tokio::spawn(forward(connection, other));
+        if let Ok(connection) = connecting.await {
+            match waiting.take() {
+                Some(other) if other.close_reason().is_none() => {
+                    tokio::spawn(forward(other.clone(), connection.clone()));
+                    tokio::spawn(forward(connection, other));
+                }
+                _ => waiting = Some(connection),
             }
-            _ => waiting = Some(connection),
         }
     }
 }
@@ -48,8 +49,10 @@ fn configuration(certificate: &str, key: &str) -> Result<ServerConfig, Box<dyn E
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [address, certificate, key] = arguments.as_slice() else { return Err("ADDRESS:PORT CERTIFICATE KEY".into()) };
-    let server = configuration(certificate, key)?;
+    if arguments.len() != 3 {
+        return Err("usage: quinn_relay ADDRESS:PORT CERTIFICATE KEY".into());
+    }
+    let (address, server) = (&arguments[0], configuration(&arguments[1], &arguments[2])?);
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
         let endpoint = Endpoint::server(server, address.parse()?)?;
         println!("listening on {}", endpoint.local_addr()?);
