@@ -6,11 +6,13 @@ others are measured without it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Final
@@ -49,12 +51,27 @@ class Missing(Exception):
 @cache
 def load_generator() -> Path:
     """The load generator."""
-    source = BUILD / "load-src"
-    shutil.rmtree(source, ignore_errors=True)
-    shutil.copytree(BENCH / "load", source)
-    for name in BORROWED:
-        shutil.copy2(PROTOCOL_SOURCES / name, source)
-    return _go_build(source, "load")
+    with load_sources() as source:
+        return _go_build(source, "load")
+
+
+def check_load_generator() -> str:
+    """Run the load generator's own tests; returns what they say, ``Missing`` when they fail."""
+    with load_sources() as source:
+        _run([_go(), "vet", "."], source, _go_environment())
+        return _run([_go(), "test", "."], source, _go_environment())
+
+
+@contextlib.contextmanager
+def load_sources() -> Iterator[Path]:
+    """A directory with the sources of the load generator and what they borrow."""
+    BUILD.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="load-", dir=BUILD) as directory:
+        source = Path(directory, "load")
+        shutil.copytree(BENCH / "load", source)
+        for name in BORROWED:
+            shutil.copy2(PROTOCOL_SOURCES / name, source)
+        yield source
 
 
 @cache
@@ -106,21 +123,31 @@ def _found(program: str, packages: str) -> Path:
     return Path(path)
 
 
-def _go_build(source: Path, name: str) -> Path:
-    go = _found("go", GO_PACKAGES)
+def _go() -> Path:
     if not QUIC_GO.is_dir():
         msg = f"quic-go is not installed (Debian: {GO_PACKAGES})"
         raise Missing(msg)
+    return _found("go", GO_PACKAGES)
+
+
+def _go_build(source: Path, name: str) -> Path:
     built = BUILD / name
+    # Built under another name first: somebody may be running the one that is there.
+    made = BUILD / f"{name}.{os.getpid()}"
+    _run([_go(), "build", "-trimpath", "-o", made, "."], source, _go_environment())
+    return made.replace(built)
+
+
+def _go_environment() -> dict[str, str]:
     environment = {
         "GO111MODULE": "off", "GOPATH": str(GO_PATH), "GOPROXY": "off", "GOFLAGS": "", "CGO_ENABLED": "0",
-        "GOCACHE": os.environ.get("GOCACHE", str(BUILD / "go-cache")),
     }
-    _run([go, "build", "-o", built, "."], source, environment)
-    return built
+    if not any(os.environ.get(name) for name in ("GOCACHE", "XDG_CACHE_HOME", "HOME")):
+        environment["GOCACHE"] = str(BUILD / "go-cache")  # go build insists on a cache somewhere
+    return environment
 
 
-def _run(command: Sequence[str | Path], directory: Path, environment: Mapping[str, str]) -> None:
+def _run(command: Sequence[str | Path], directory: Path, environment: Mapping[str, str]) -> str:
     BUILD.mkdir(exist_ok=True)
     done = subprocess.run(  # noqa: S603 - compilers, with arguments of our making
         command, cwd=directory, env={**os.environ, **environment}, capture_output=True, text=True, check=False, timeout=PATIENCE
@@ -128,6 +155,8 @@ def _run(command: Sequence[str | Path], directory: Path, environment: Mapping[st
     if done.returncode != 0:
         said = done.stderr.strip()
         sys.stderr.write(said + "\n")
+        what = f"{Path(command[0]).name} {command[1]}"
         errors = [line for line in said.splitlines() if "error" in line] or said.splitlines()[:1] or ["no reason given"]
-        msg = f"{Path(command[0]).name} cannot build {directory.name}: {errors[0]}"
+        msg = f"{what} fails for {directory.name}: {errors[0]}"
         raise Missing(msg)
+    return done.stdout

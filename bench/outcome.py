@@ -15,6 +15,8 @@ from typing import Any, Final
 from bench.budgets import Budget, How
 from bench.scenarios import Kind, Scenario
 
+NOT_OFFERED: Final = "not offered: "
+"""How the reason begins that a subject was not measured, when its relay does not do what was to be measured."""
 WRONG: Final = "and are not what was sent"
 """In a remark: a relay that does this is broken, whatever it costs."""
 

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from bench import plots
 from bench.budgets import BUDGETS, Budget, How
-from bench.outcome import COST_UNITS, WRONG, Figure, Outcome
+from bench.outcome import COST_UNITS, NOT_OFFERED, WRONG, Figure, Outcome
 from bench.plots import Point, number
 from bench.scenarios import RATES, SATURATION, Kind, paced
 from bench.systems import SETTINGS_OF_OURS
@@ -145,7 +145,7 @@ class Report:
         return not failed and not wrong and any(outcome.samples for outcome in outcomes)
 
     def _is_excused(self, system: str, why: str) -> bool:
-        return system in self._unavailable or why.startswith("not offered")
+        return system in self._unavailable or why.startswith(NOT_OFFERED)
 
     def rows(self) -> list[Row]:
         """The budgets."""

@@ -16,17 +16,18 @@ import fnmatch
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from types import MappingProxyType
+from typing import Final, Protocol
 
 from bench import build, generator, machine, report, turn
 from bench.build import BUILD, ROOT, Missing
 from bench.generator import MeasurementFailed, NotOffered
-from bench.outcome import METRICS, Outcome, Sample
-from bench.scenarios import SCENARIOS, Kind, Scenario, Subject
-from bench.systems import COTURN, SYSTEMS, Running, Workshop
+from bench.outcome import METRICS, NOT_OFFERED, Outcome, Sample
+from bench.scenarios import SCENARIOS, Kind, Load, Scenario, Subject
+from bench.systems import COTURN, SYSTEMS, Running, System, Workshop
 from zrc_relay.cli.processes import ChildFailed
 
 ROUNDS: Final = 5
@@ -38,6 +39,11 @@ PAUSE: Final = 0.3
 """Seconds between two measurements, for what relay and kernel still have to do for the one before."""
 CALIBRATION: Final = 2.0
 """Seconds at least for which capacity is measured before a half of it is asked for."""
+
+
+def _tell(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +60,35 @@ class Settings:
         return self.rounds + 1 if self.rounds > 1 else 1
 
 
-class Bench:
-    """Runs scenarios."""
+class Measure(Protocol):
+    """Measures a relay under a load once; ``MeasurementFailed`` when that does not work. Times are in seconds."""
 
-    def __init__(self, workshop: Workshop, settings: Settings) -> None:
+    def __call__(self, running: Running, load: Load, *, warm_up: float, seconds: float) -> Sample:
+        """Measure."""
+        ...
+
+
+class Bench:
+    """Runs scenarios. ``measures`` are the ways to measure systems other than by the load generator."""
+
+    def __init__(
+        self,
+        workshop: Workshop,
+        settings: Settings,
+        *,
+        systems: Mapping[str, System] = SYSTEMS,
+        measure: Measure = generator.measure,
+        measures: Mapping[str, Measure] = MappingProxyType({COTURN: turn.measure}),
+        pause: float = PAUSE,
+        tell: Callable[[str], None] = _tell,
+    ) -> None:
         self._workshop = workshop
         self._settings = settings
+        self._systems = systems
+        self._measure_one = measure
+        self._measures = measures
+        self._pause = pause
+        self._tell = tell
         self.unavailable: dict[str, str] = {}
         """Systems that cannot be measured here, and why."""
 
@@ -71,36 +100,36 @@ class Bench:
             running: dict[str, Running] = {}
             if not scenario.is_fresh:
                 for system in dict.fromkeys(subject.system for subject in subjects):
-                    with _noted(outcome, *[subject.label for subject in subjects if subject.system == system]):
-                        running[system] = relays.enter_context(SYSTEMS[system].start(self._workshop))
+                    with self._noted(outcome, *[subject.label for subject in subjects if subject.system == system]):
+                        running[system] = relays.enter_context(self._systems[system].start(self._workshop))
             if scenario.half_of_capacity is not None:
                 subjects = self._at_half(scenario, subjects, running, outcome)
             for number in range(self._settings.all_rounds):
                 for subject in subjects:
                     if subject.label in outcome.failures:
                         continue
-                    with _noted(outcome, subject.label):
+                    with self._noted(outcome, subject.label):
                         sample = self._measure(subject, running.get(subject.system))
-                        _say(scenario, subject, sample)
+                        self._say(scenario, subject, sample)
                         if number or self._settings.all_rounds == 1:
                             outcome.samples.setdefault(subject.label, []).append(sample)
-                    time.sleep(PAUSE)
+                    time.sleep(self._pause)
         return outcome
 
     def _is_there(self, subject: Subject, outcome: Outcome) -> bool:
         system = subject.system
-        why = self.unavailable.get(system) or SYSTEMS[system].why_not()
+        why = self.unavailable.get(system) or self._systems[system].why_not()
         if why is not None:
             if system not in self.unavailable:
-                _print(f"{system}: {why}")
+                self._tell(f"{system}: {why}")
             self.unavailable[system] = outcome.failures[subject.label] = why
         return why is None
 
     def _measure(self, subject: Subject, running: Running | None) -> Sample:
         settings = self._settings
-        measure = turn.measure if subject.system == COTURN else generator.measure
+        measure = self._measures.get(subject.system, self._measure_one)
         with contextlib.ExitStack() as stack:
-            relay = running or stack.enter_context(SYSTEMS[subject.system].start(self._workshop))
+            relay = running or stack.enter_context(self._systems[subject.system].start(self._workshop))
             return measure(relay, subject.load, warm_up=settings.warm_up, seconds=settings.seconds)
 
     def _at_half(
@@ -110,8 +139,8 @@ class Bench:
         for subject in subjects:
             if subject.system != scenario.half_of_capacity or subject.system not in running:
                 continue
-            with _noted(outcome, *[each.label for each in subjects]):
-                found = generator.measure(
+            with self._noted(outcome, *[each.label for each in subjects]):
+                found = self._measure_one(
                     running[subject.system], replace(subject.load, kind=Kind.DATAGRAMS),
                     warm_up=self._settings.warm_up, seconds=max(CALIBRATION, self._settings.seconds),
                 )
@@ -122,27 +151,21 @@ class Bench:
         return [replace(each, load=replace(each.load, rate=rate)) for each in subjects] if rate else []
 
 
-@contextlib.contextmanager
-def _noted(outcome: Outcome, *labels: str) -> Iterator[None]:
-    """Failures of what is measured become remarks on these subjects, which are not measured again."""
-    try:
-        yield
-    except (MeasurementFailed, ChildFailed, Missing) as error:
-        why = f"{error}\n{error.child.tail}" if isinstance(error, ChildFailed) else str(error)
-        for label in labels:
-            outcome.failures[label] = ("not offered: " if isinstance(error, NotOffered) else "") + why
-        _print(f"  {outcome.scenario.name}: {', '.join(labels)}: {why}")
+    @contextlib.contextmanager
+    def _noted(self, outcome: Outcome, *labels: str) -> Iterator[None]:
+        """Failures of what is measured become remarks on these subjects, which are not measured again."""
+        try:
+            yield
+        except (MeasurementFailed, ChildFailed, Missing) as error:
+            why = f"{error}\n{error.child.tail}" if isinstance(error, ChildFailed) else str(error)
+            for label in labels:
+                outcome.failures[label] = (NOT_OFFERED if isinstance(error, NotOffered) else "") + why
+            self._tell(f"  {outcome.scenario.name}: {', '.join(labels)}: {why}")
 
-
-def _say(scenario: Scenario, subject: Subject, sample: Sample) -> None:
-    numbers = [f"{metric} {value:.4g}" for metric in METRICS if (value := getattr(sample, metric)) is not None]
-    numbers += [f"{what}: {count}" for what, count in sample.remarks.items()]
-    _print(f"  {scenario.name}: {subject.label}: {', '.join(numbers)}")
-
-
-def _print(line: str) -> None:
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
+    def _say(self, scenario: Scenario, subject: Subject, sample: Sample) -> None:
+        numbers = [f"{metric} {value:.4g}" for metric in METRICS if (value := getattr(sample, metric)) is not None]
+        numbers += [f"{what}: {count}" for what, count in sample.remarks.items()]
+        self._tell(f"  {scenario.name}: {subject.label}: {', '.join(numbers)}")
 
 
 def choose(names: Sequence[str], systems: Sequence[str], *, quick: bool) -> list[Scenario]:
@@ -184,7 +207,7 @@ def main() -> int:
         parser.error(str(error))
     if arguments.list:
         for scenario in scenarios:
-            _print(f"{scenario.name:14} {scenario.title}: {', '.join(subject.label for subject in scenario.subjects)}")
+            _tell(f"{scenario.name:14} {scenario.title}: {', '.join(subject.label for subject in scenario.subjects)}")
         return 0
     settings = Settings(
         rounds=arguments.rounds or (1 if arguments.quick else ROUNDS),
@@ -195,19 +218,19 @@ def main() -> int:
     try:
         build.load_generator()
     except Missing as missing:
-        _print(f"nothing can be measured without the load generator: {missing}")
+        _tell(f"nothing can be measured without the load generator: {missing}")
         return 1
     outcomes = []
     described = machine.describe()
     with tempfile.TemporaryDirectory(prefix="bench-") as directory:
         bench = Bench(Workshop(Path(directory)), settings)
         for scenario in scenarios:
-            _print(f"{scenario.name}: {scenario.title}")
+            _tell(f"{scenario.name}: {scenario.title}")
             outcomes.append(bench.run(scenario))
     made = report.Report(outcomes, described, bench.unavailable, rounds=settings.rounds, seconds=settings.seconds)
     for path in made.write(output):
-        _print(f"wrote {path}")
-    _print(made.summary())
+        _tell(f"wrote {path}")
+    _tell(made.summary())
     return 0 if made.is_sound else 1
 
 

@@ -35,19 +35,27 @@ ENDLESS: Final = 10_000_000
 PATIENCE: Final = 30.0
 LINE_JITTER: Final = 0.2
 """Seconds that a line may come early."""
-INTERVALS: Final = (20, 10, 4, 2, 1)
-"""Milliseconds; the longest is taken that needs no more than MOST_SESSIONS."""
+INTERVALS: Final = (20, 10, 5, 4, 2, 1)
+"""Milliseconds."""
 MOST_SESSIONS: Final = 40
 _PROGRESS: Final = re.compile(r"start_mclient: msz=\d+, tot_send_msgs=(\d+), tot_recv_msgs=(\d+)")
 
 
 def sessions_for(rate: float) -> tuple[int, int]:
-    """How many sessions, and at which interval in milliseconds, forward ``rate`` datagrams a second; sessions come in pairs."""
-    for interval in INTERVALS:
-        sessions = max(2, 2 * round(rate / FORWARDS * interval / 1000 / 2))
-        if sessions <= MOST_SESSIONS:
-            return sessions, interval
-    return MOST_SESSIONS, INTERVALS[-1]
+    """How many sessions, and at which interval in milliseconds, come nearest to ``rate`` forwarded datagrams a second.
+
+    Sessions come in pairs; of ways that are equally near, that with the most sessions is taken.
+    """
+
+    def sessions(interval: int) -> int:
+        pairs = round(rate / FORWARDS * interval / 1000 / 2)
+        return 2 * min(max(1, pairs), MOST_SESSIONS // 2)
+
+    def error(interval: int) -> float:
+        return abs(FORWARDS * sessions(interval) * 1000 / interval - rate)
+
+    best = min(INTERVALS, key=error)
+    return sessions(best), best
 
 
 def measure(running: Running, load: Load, *, warm_up: float, seconds: float) -> Sample:

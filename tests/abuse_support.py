@@ -78,6 +78,9 @@ class FakeBlocks:
         self.entries[str(network)] = ttl
         return True
 
+    def networks(self) -> list[Network]:
+        return [Network.parse(text) for text in self.entries]
+
     def unblock(self, network: Network) -> None:
         self.calls.append(("unblock", str(network)))
         self.entries.pop(str(network), None)

@@ -257,6 +257,12 @@ class NotedBlocksTests(SynchronousTestCase):
         self.now += 101
         self.assertTrue(self.blocks.block(self.NETWORK, 60))
 
+    def test_what_it_has_blocked(self) -> None:
+        other = Network.parse("2001:db8::1")
+        self.blocks.block(other, 60)
+        self.add(Access.BLOCK, 60)
+        self.assertEqual(list(self.blocks.networks()), [other])
+
     def test_the_configuration_wins(self) -> None:
         allowed, blocked = Network.parse("203.0.113.0/24"), Network.parse("198.51.100.0/24")
         self.assertFalse(self.blocks.block(allowed, 60))

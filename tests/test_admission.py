@@ -10,6 +10,7 @@ from zrc_relay.core import admission as admission_module
 from zrc_relay.core.admission import (
     ADMIT,
     PATTERN,
+    PRESSURE_HOLD,
     REFUSALS,
     REFUSE_RATE,
     RETRY_AMPLIFICATION,
@@ -140,6 +141,30 @@ class PressureTests(AdmissionTestCase):
 
     def test_it_begins_when_so_many_are_open(self) -> None:
         self.assertEqual([self.decide(open_handshakes=count) for count in (0, 63, 64, 65)], [ADMIT, ADMIT] + [RETRY_PRESSURE] * 2)
+
+    def test_it_ends_a_second_after_its_reason(self) -> None:
+        self.decide(open_handshakes=64)
+        self.now += PRESSURE_HOLD - 0.01
+        self.assertEqual(self.decide(OTHER), RETRY_PRESSURE)
+        self.now += 0.02
+        self.assertEqual(self.decide(OTHER), ADMIT)
+
+    def test_it_lasts_as_long_as_a_flood_does_although_no_handshake_is_open(self) -> None:
+        self.decide(open_handshakes=64)
+        decisions = set()
+        for number in range(20_000):
+            decisions.add(self.decide(f"198.51.{number >> 8}.{number & 255}"))
+            self.now += 1 / 1000
+        self.assertEqual(decisions, {RETRY_PRESSURE})
+        self.now += PRESSURE_HOLD
+        self.assertEqual(self.decide(), ADMIT)
+
+    def test_many_attempts_alone_are_no_pressure(self) -> None:
+        decisions = set()
+        for number in range(5000):
+            decisions.add(self.decide(f"198.51.{number >> 8}.{number & 255}"))
+            self.now += 1 / 1000
+        self.assertEqual(decisions, {ADMIT})
 
     def test_zero_asks_always(self) -> None:
         self.admission = Admission(replace(SETTINGS, handshake_pressure=0), self.lists, now=START)

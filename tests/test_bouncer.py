@@ -118,7 +118,7 @@ class FollowingTests(BouncerCase):
         expected = {**IN_FORCE, "203.0.113.9/32": 3600.0}
         del expected["192.0.2.1/32"]
         self.assertEqual(self.blocks.entries, expected)
-        self.assertNotIn(("unblock", "192.0.2.200/32"), self.blocks.calls, "it was never blocked from here")
+        self.assertEqual(self.bouncer.decisions, 3)
 
     def test_deleted_and_new_at_once_stays_blocked_with_the_new_duration(self) -> None:
         self.answer(EVERYTHING)
@@ -156,6 +156,12 @@ class FollowingTests(BouncerCase):
         self.assertEqual(self.blocks.entries, {"198.51.100.0/24": 3600.0, "192.0.2.77/32": 3600.0})
         self.wait()
         self.assertEqual(self.asked[-1], "/v1/decisions/stream?startup=false")
+
+    def test_what_an_earlier_life_blocked_is_taken_back_when_it_is_not_in_force_any_more(self) -> None:
+        for value in ("192.0.2.1", "192.0.2.99"):
+            self.blocks.block(Network.parse(value), 60)
+        self.answer(EVERYTHING)
+        self.assertEqual(self.blocks.entries, IN_FORCE)
 
     def test_there_is_a_bound_and_what_is_over_makes_room(self) -> None:
         self.patch(bouncer, "MAX_DECISIONS", 3)
@@ -308,10 +314,11 @@ class ServerTests(TestCase):
             server = WebServer(self)
             answers = [bad]
             server.answer = lambda _, answers=answers: answers.pop() if answers else Answer(EVERYTHING)  # type: ignore[misc]
-            followed.append((server, self.follow(server.url(), timeout=0.5), self.blocks))
+            followed.append((server, self.follow(server.url(), timeout=1 if bad.hangs else PATIENCE), self.blocks))
         await eventually(lambda: all(following.last_success for _, following, _ in followed), "the decisions")
         for server, following, blocks in followed:
-            self.assertEqual((following.failures, following.crashes), (1, 0))
+            self.assertGreaterEqual(following.failures, 1)
+            self.assertEqual(following.crashes, 0)
             self.assertEqual([asked.uri[-4:] for asked in server.asked[:2]], ["true", "true"])
             self.assertEqual(set(blocks.entries), set(IN_FORCE))
 

@@ -12,7 +12,8 @@ from twisted.internet.utils import getProcessOutputAndValue
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.cli_support import RelayCase, UdpProgram, reactor, zrc_relay
-from zrc_relay.cli.bench import BenchResult, Direction, Ends, Plan, Tally, choose_ends, measure
+from zrc_relay.cli.bench import BenchResult, Ends, choose_ends, measure
+from zrc_relay.cli.bench_traffic import Direction, Plan, Tally
 from zrc_relay.cli.errors import BadInput, Failure
 from zrc_relay.cli.keyfiles import read_key
 from zrc_relay.cli.params import HostPort
@@ -42,7 +43,7 @@ class MeasureTests(RelayCase):
         self.assertEqual((tally.sent, tally.arrived, tally.wrong), (30, 30, 0))
         self.assertGreaterEqual(tally.seconds, 0.3 - 0.001)
         self.assertTrue(0 < tally.latency(0.5) <= tally.latency(1.0))
-        self.assertEqual(self.service.relay.counters.forwarded_datagrams, 30)
+        self.assertEqual(self.service.relay.counters.packets_forwarded, 30)
 
     async def test_both_send_when_asked_to(self) -> None:
         result = await measure(reactor, self.relay, self.trust, self.ends, replace(PLAN, both=True))
@@ -57,8 +58,8 @@ class MeasureTests(RelayCase):
         self.assertEqual(len(self.service.relay.table), 1)
 
     async def test_device_and_peer_may_have_tokens_of_their_own(self) -> None:
-        longer = replace(self.token, expires_at=self.token.expires_at + 60).sign(self.device_key)
-        ends = choose_ends(self.token, longer, self.device_key, self.peer_key, relay_id=None, seconds=1)
+        shorter = replace(self.token, expires_at=self.token.expires_at - 60).sign(self.device_key)
+        ends = choose_ends(shorter, self.token, self.device_key, self.peer_key, relay_id=None, seconds=1)
         result = await measure(reactor, self.relay, self.trust, ends, PLAN)
         self.assertEqual(result.directions[Role.DEVICE].arrived, 30)
 

@@ -88,6 +88,24 @@ class CheckConfigTests(SynchronousTestCase):
         self.assertEqual(result.exit_code, 0)
         self.assertRegex(result.stderr, r"\Azrc-relay: warning: everyone .*key\.pem \(mode 0644\)\n\Z")
 
+    def test_secrets_of_external_systems_are_looked_at_as_well(self) -> None:
+        (self.directory / "secret").write_text("too-short")
+        settings = ("--webhook-url", "https://abuse.example/", "--webhook-secret-path", self.directory / "secret")
+        result = zrc_relay("check-config", "-c", self.made.config, *settings)
+        self.assertEqual((result.exit_code, result.stdout), (2, ""))
+        self.assertIn("secret holds no secret that will do: it is 9 characters long", result.stderr)
+        (self.directory / "secret").write_text("long-enough-to-be-one")
+        (self.directory / "secret").chmod(0o604)
+        result = zrc_relay("check-config", "-c", self.made.config, *settings)
+        self.assertEqual(result.exit_code, 0, result.output)
+        self.assertRegex(result.stderr, r"\Azrc-relay: warning: everyone .*secret \(mode 0604\)\n\Z")
+
+    def test_a_secret_is_no_option(self) -> None:
+        result = zrc_relay("check-config", "-c", self.made.config, "--webhook-secret", "sesame-open-yourself")
+        self.assertEqual(result.exit_code, 2)
+        self.assertIn("No such option", result.stderr)
+        self.assertNotIn("sesame", result.stderr)
+
     def test_an_expired_certificate_is_a_warning_because_pinning_clients_accept_it(self) -> None:
         self.replace_certificate(dt.timedelta(days=-3), dt.timedelta(days=-1))
         result = zrc_relay("check-config", "-c", self.made.config)

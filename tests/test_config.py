@@ -144,7 +144,8 @@ class Table(LoadingTestCase):
         "webhook_secret_path": None, "webhook_ca_path": None, "bouncer_url": None, "bouncer_key_path": None,
         "bouncer_ca_path": None, "bouncer_interval": 10.0, "webhook_secret": None, "bouncer_key": None, "tiers": BUILT_IN_TIERS,
         "trust": TrustModel.PINNED, "self_certified_tier": "free", "connection_rate": Rate(30, 60),
-        "allocation_rate": Rate(10, 60), "rejoin_rate": Rate(100, 60), "stun_rate": Rate(60, 60), "allow": (), "block": (), "handshake_pressure": 64,
+        "allocation_rate": Rate(10, 60), "rejoin_rate": Rate(100, 60), "stun_rate": Rate(60, 60),
+        "allow": (), "block": (), "handshake_pressure": 64,
         "amplification_block": 600.0,
     }
 

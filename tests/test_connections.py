@@ -13,6 +13,9 @@ from zrc_relay.core.relay import Policy
 from zrc_relay.core.token import RelayToken
 from zrc_relay.quic.udp import SocketAddress
 
+FIRST_UNIDIRECTIONAL = 7
+"""The stream that the relay opens after HELLO."""
+
 
 class Sides(World):
     """A device with one connection, and a peer that opens as many as a test wants."""
@@ -132,6 +135,22 @@ class CurrentTests(SynchronousTestCase):
         self.sides.run(1.5)
         self.assertEqual(self.sides.who_gets(b"x", self.old, self.new), [0])
         self.assertEqual(superseded(self.new), 1)
+
+    def test_streams_that_begin_then_go_to_it_too(self) -> None:
+        self.silence()
+        self.sides.say(self.new)
+        self.sides.run(0.5)
+        self.sides.say(self.old)
+        self.sides.run(1.5)
+        quic = self.sides.device.quic
+        stream_id = quic.open_stream(unidirectional=True)
+        self.assertIsNotNone(stream_id)
+        quic.send_stream_data(stream_id or 0, b"\0to whom")
+        self.sides.device.ping().addErrback(lambda _: None)  # its next packet takes the stream along
+        self.sides.run(3 * self.sides.network.latency)
+        opened = [relay_end(self.sides, client).quic.get_next_available_stream_id(is_unidirectional=True) > FIRST_UNIDIRECTIONAL
+                  for client in (self.old, self.new)]
+        self.assertEqual(opened, [True, False])
 
     def test_the_one_heard_from_last_may_be_the_newest(self) -> None:
         self.silence()

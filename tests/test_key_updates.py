@@ -15,8 +15,9 @@ from tests.raw_quic import DEVICE, ScriptedClient
 from tests.relay_view import relay_end
 from zrc_relay.core.codes import Role
 from zrc_relay.core.relay import Policy
-from zrc_relay.quic.connection import KEY_UPDATE_PACKETS, Connection
+from zrc_relay.quic.connection import Connection
 from zrc_relay.quic.keyphase import KeyPair
+from zrc_relay.quic.paths import KEY_UPDATE_PACKETS
 from zrc_relay.quic.udp import SocketAddress
 
 

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import resource
+import signal
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,19 +16,22 @@ from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
+from twisted.internet.task import Clock
 from twisted.logger import LogEvent, LogLevel, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 import zrc_relay
-from tests.real_relay import Setup
+from tests.real_relay import Setup, eventually
+from tests.test_process import ProcessCase
 from zrc_relay import securitylog
 from zrc_relay.client.errors import TokenBadSignature
+from zrc_relay.config import load_config
 from zrc_relay.core.codes import ErrorCode, Role
 from zrc_relay.core.counters import Limit
 from zrc_relay.core.fields import Address
 from zrc_relay.linefile import LineFile
 from zrc_relay.securitylog import EVENTS, FIELDS, MAX_SOURCES, SOURCE_BURST, UNVALIDATED_BURST, SecurityLog
-from zrc_relay.service import StartError
+from zrc_relay.service import RelayService, StartError
 
 PACKAGE = Path(zrc_relay.__file__).parent
 ROOT = PACKAGE.parent
@@ -243,18 +247,21 @@ class RateTests(SecurityLogCase):
         self.assertEqual(len(self.records), securitylog.CAUSE_BURST + securitylog.CAUSE_RATE)
 
     def test_the_table_of_sources_is_bounded_and_the_one_heard_of_least_recently_goes(self) -> None:
-        self.refuse(source="192.0.2.1", times=50)
-        for number in range(MAX_SOURCES):
+        self.refuse(source="192.0.2.1", times=SOURCE_BURST)
+        self.refuse(source="192.0.2.2", times=SOURCE_BURST + 7)
+        for number in range(MAX_SOURCES - 2):
             self.refuse(source=f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}")
-            if number == MAX_SOURCES // 2:
-                self.refuse(source="192.0.2.2", times=SOURCE_BURST)
+        self.refuse(source="192.0.2.1")
+        self.refuse(source="192.0.2.3")
         self.assertEqual(len(vars(self.log)["_sources"]), MAX_SOURCES)
         self.time = 5
         before = len(self.records)
-        self.refuse(source="192.0.2.2")
-        self.assertEqual(len(self.records), before, "still known, and over its budget")
         self.refuse(source="192.0.2.1")
+        self.assertEqual(len(self.records), before, "still known, and over its budget")
+        self.refuse(source="192.0.2.2")
         self.assertEqual(len(self.records), before + 1, "forgotten")
+        self.log.summarise()
+        self.assertEqual(self.told(), 2 * SOURCE_BURST + 7 + MAX_SOURCES - 2 + 4, "and nothing is lost from the sum")
 
     def test_the_table_of_causes_is_bounded(self) -> None:
         for number in range(1000):
@@ -426,6 +433,19 @@ class RelayTests(TestCase):
             path.rename(path.with_suffix(".1"))
             service.reopen_logs()
 
+    def test_what_was_suppressed_is_told_every_minute(self) -> None:
+        setup, clock = Setup(self, settings={"security_log": "security.log"}), Clock()
+        service = RelayService(load_config(path=setup.made.config, environ={}, options={}), clock, now=clock.seconds)
+        self.addCleanup(service.security_log.close)
+        ticker = service.getServiceNamed("security-log")
+        ticker.startService()
+        self.addCleanup(ticker.stopService)
+        for _ in range(SOURCE_BURST + 5):
+            service.security_log.event("session.refused", remote="192.0.2.1:5", code="A")
+        clock.advance(60)
+        record = json.loads((setup.made.directory / "security.log").read_text().splitlines()[-1])
+        self.assertEqual((record["event"], record["suppressed"]), ("security.suppressed", 5))
+
     async def test_stopping_closes_the_file(self) -> None:
         setup = Setup(self, settings={"security_log": "security.log"})
         service = setup.service()
@@ -438,6 +458,24 @@ class RelayTests(TestCase):
         with self.assertRaises(StartError) as caught:
             setup.service()
         self.assertRegex(str(caught.exception), r"\Acannot write the security log .*/nowhere/security\.log: No such file .*\Z")
+
+
+class SignalTests(ProcessCase):
+    """R6.5: a relay process goes on in a new file after SIGHUP, as whoever rotates files tells it to."""
+
+    async def test_sighup_reopens_the_file(self) -> None:
+        setup = Setup(self, settings={"security_log": "security.log"})
+        path = setup.made.directory / "security.log"
+        relay = await self.relay(setup)
+        rotated = path.rename(path.with_suffix(".1"))
+        os.kill(relay.pid, signal.SIGHUP)
+        await eventually(path.exists, "the new file")
+        with self.assertRaises(TokenBadSignature):
+            await setup.connect(Role.DEVICE, token=replace(setup.token, signature=bytes(64)))
+        await eventually(path.read_text, "the line")
+        self.assertEqual(json.loads(path.read_text())["code"], "TOKEN_BAD_SIGNATURE")
+        self.assertEqual(rotated.read_text(), "")
+        relay.check()
 
 
 class DocumentationTests(SynchronousTestCase):

@@ -195,6 +195,16 @@ class RetryTests(WebhookCase):
         self.assertEqual(self.webhook.dropped, 1)
         self.assertEqual(content(self.client.requests[-1])["dropped"], 1)
 
+    def test_refusals_of_one_batch_do_not_count_against_the_next(self) -> None:
+        for number in (1, 2):
+            self.offer(number)
+            self.wait(MAX_BACKOFF)
+            for _ in range(MAX_REFUSALS - 1):
+                self.answer(status=500)
+                self.wait(MAX_BACKOFF)
+            self.answer()
+        self.assertEqual((self.webhook.dropped, self.webhook.failures), (0, 2 * (MAX_REFUSALS - 1)))
+
     def test_a_batch_that_did_not_arrive_is_kept_however_long_it_takes(self) -> None:
         self.offer(1)
         self.wait(BATCH_DELAY)

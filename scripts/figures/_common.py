@@ -32,6 +32,7 @@ from zrc_relay.core.token import RelayToken
 Result = TypeVar("Result")
 START_PATIENCE: Final = 30.0
 POLL_INTERVAL: Final = 0.01
+NO_RATES: Final = dict.fromkeys(("connection_rate", "allocation_rate", "rejoin_rate", "stun_rate"), "off")
 _LISTENING: Final = r"listening on UDP \S+:(\d+)"
 _RSS: Final = re.compile(r"^VmRSS:\s+(\d+) kB", re.MULTILINE)
 
@@ -83,9 +84,12 @@ class Relay:
 
 @contextlib.contextmanager
 def relay_process(settings: Mapping[str, str] | None = None) -> Iterator[Relay]:
-    """A relay that runs as a process of its own, in the ``unlimited`` tier; it and its files go at the end."""
+    """A relay that runs as a process of its own, in the ``unlimited`` tier; it and its files go at the end.
+
+    All clients of a figure come from one address, so there are no rates for sources unless ``settings`` say otherwise.
+    """
     with tempfile.TemporaryDirectory(prefix="prove-") as directory:
-        changes = {"drain_timeout": "0s", **(settings or {})}
+        changes = {"drain_timeout": "0s", **NO_RATES, **(settings or {})}
         made = make_dev_setup(Path(directory, "setup"), listen=["127.0.0.1"], port=0, tier="unlimited", settings=changes)
         with Child("relay", relay_command(made.config), made.directory, child_environment()) as child:
             port = int(child.wait_for(_LISTENING, timeout=START_PATIENCE).group(1))

@@ -29,6 +29,7 @@ ALLOCATIONS: Final = 3
 _limits: Final = st.one_of(st.just(0), st.integers(1, 2000), st.integers(400_000, 2 * TIER_LIMIT))
 """What a token may ask for, in bytes a second: nothing, very little, and what is about where the burst begins to grow with it."""
 _sizes: Final = st.one_of(st.integers(0, 1500), st.integers(0, MIN_BURST), st.just(MIN_BURST))
+_numbers: Final = st.integers(0, ALLOCATIONS - 1)
 _gaps: Final = st.one_of(st.integers(0, 50), st.integers(0, TICKS // 10), st.integers(0, 5 * TICKS))
 
 
@@ -148,23 +149,29 @@ class Flood(Machine):
         if self.whole is not None:
             self.whole.use(size)
 
-    @rule(number=st.integers(0, ALLOCATIONS - 1), role=st.sampled_from(Role), sizes=st.lists(_sizes, min_size=1, max_size=12))
-    def datagrams(self, number: int, role: Role, sizes: list[int]) -> None:
-        """A burst of datagrams: each passes if there is room for it, and only then."""
+    @rule(
+        number=_numbers,
+        role=st.sampled_from(Role),
+        batches=st.lists(st.lists(_sizes, min_size=1, max_size=8), min_size=1, max_size=3),
+    )
+    def datagrams(self, number: int, role: Role, batches: list[list[int]]) -> None:
+        """Datagrams, one at a time or in batches: each passes if there is room for it, and only then."""
         sender, receiver = self._pick(number, role)
         allocation = self.scene.allocation(bytes((number,)) * 16)
-        for size in sizes:
-            room = self._room(number)
-            fits = room is None or size <= room
+        for sizes in batches:
+            expected = []
+            for size in sizes:
+                room = self._room(number)
+                if room is None or size <= room:
+                    expected.append(size)
+                    self._use(number, size)
             before, counted = len(receiver.link.datagrams), allocation.bytes_transferred
-            sender.datagram(bytes(size))
-            passed = len(receiver.link.datagrams) - before
-            self.case.assertEqual(passed, fits, f"{size} bytes, where there is room for {room}")
-            self.case.assertEqual(allocation.bytes_transferred - counted, passed * size)
-            if passed:
-                self._use(number, size)
+            sender.session.datagrams_received([bytes(size) for size in sizes], self.scene.now)
+            passed = [len(payload) for payload in receiver.link.datagrams[before:]]
+            self.case.assertEqual(passed, expected, f"of {sizes}, with room for {self._room(number)} after what was expected")
+            self.case.assertEqual(allocation.bytes_transferred - counted, sum(passed))
 
-    @rule(number=st.integers(0, ALLOCATIONS - 1), wanted=st.lists(st.integers(1, MIN_BURST + 1), min_size=1, max_size=4))
+    @rule(number=_numbers, wanted=st.lists(st.integers(1, MIN_BURST + 1), min_size=1, max_size=4))
     def stream_bytes(self, number: int, wanted: list[int]) -> None:
         """Streams ask for their share: they get what there is room for, and are told to wait when it is nothing."""
         allocation = self.scene.allocation(bytes((number,)) * 16)
@@ -179,7 +186,7 @@ class Flood(Machine):
             if granted:
                 self._use(number, granted)
 
-    @rule(number=st.integers(0, ALLOCATIONS - 1), role=st.sampled_from(Role), limit=_limits)
+    @rule(number=_numbers, role=st.sampled_from(Role), limit=_limits)
     def refresh(self, number: int, role: Role, limit: int) -> None:
         """Another token, which lives longer, with another limit: it holds from this moment on."""
         self.life += 1
@@ -195,7 +202,7 @@ class Flood(Machine):
         self.limits[number] = limit
         self.ledgers[number].change(self._effective(limit))
 
-    @rule(number=st.integers(0, ALLOCATIONS - 1), role=st.sampled_from(Role))
+    @rule(number=_numbers, role=st.sampled_from(Role))
     def release_and_return(self, number: int, role: Role) -> None:
         """Who releases an allocation and creates it again does not get another burst by that."""
         client, _ = self._pick(number, role)

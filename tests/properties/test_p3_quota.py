@@ -159,11 +159,15 @@ class Spender(Machine):
 
     # -- spending
 
-    @rule(number=_numbers, role=_roles, sizes=st.lists(st.one_of(st.integers(0, 2000), st.integers(0, MAX_PAYLOAD)), max_size=8))
-    def datagrams(self, number: int, role: Role, sizes: list[int]) -> None:
-        """A batch of datagrams of any sizes."""
-        for size in sizes:
-            self._send(number, role, size)
+    @rule(
+        number=_numbers,
+        role=_roles,
+        batches=st.lists(st.lists(st.one_of(st.integers(0, 2000), st.integers(0, MAX_PAYLOAD)), min_size=1, max_size=6), max_size=3),
+    )
+    def datagrams(self, number: int, role: Role, batches: list[list[int]]) -> None:
+        """Datagrams of any sizes, one at a time or in batches."""
+        for sizes in batches:
+            self._send(number, role, *sizes)
         self._settle()
 
     @rule(number=_numbers, role=_roles, beyond=st.integers(-2, 2), more=st.integers(0, 3))
@@ -194,18 +198,22 @@ class Spender(Machine):
             account.is_closed = account.is_closed or granted == 0
         self._settle()
 
-    def _send(self, number: int, role: Role, size: int) -> None:
+    def _send(self, number: int, role: Role, *sizes: int) -> None:
         sender, receiver = self._current(number, role), self._current(number, role.other)
         allocation, account = self._live(number), self._account(number)
         if sender is None or receiver is None or allocation is None:
             return
-        fits = allocation.quota is None or account.used + size <= allocation.quota
+        expected: list[int] = []
+        for size in sizes:
+            if allocation.quota is not None and account.used + sum(expected) + size > allocation.quota:
+                account.is_closed = True
+                break  # nothing passes after it, however small
+            expected.append(size)
         before = len(receiver.link.datagrams)
-        sender.datagram(bytes(size))
-        arrived = receiver.link.datagrams[before:]
-        self.case.assertEqual(len(arrived), fits, f"{size} bytes after {account.used}, with a quota of {allocation.quota}")
-        account.used += sum(map(len, arrived))
-        account.is_closed = account.is_closed or not fits
+        sender.session.datagrams_received([bytes(size) for size in sizes], self.scene.now)
+        arrived = [len(payload) for payload in receiver.link.datagrams[before:]]
+        self.case.assertEqual(arrived, expected, f"of {sizes} after {account.used} bytes, with a quota of {allocation.quota}")
+        account.used += sum(arrived)
 
     def _settle(self) -> None:
         """The end of a batch: what the quota has ended is over."""

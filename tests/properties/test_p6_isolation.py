@@ -195,7 +195,7 @@ def play(script: int, *, wrong: Fault | str | None) -> tuple[Outcome, int]:
         scene = Watched()
         # The one that goes wrong is throttled besides, and its burst used up, so that drops and delays can go wrong, too.
         pairs = [Pair(scene, WRONG, bandwidth_limit=20_000), Pair(scene, CONCERNED)]
-        pairs[0].use_up_burst()
+        scene.use_up_bursts()
         witnesses = [Witness(scene, end) for end in pairs[1].ends]
         rng = random.Random(script)  # noqa: S311 - a script is the same each time
         ways = rng.sample(range(len(Pair.WAYS)), len(Pair.WAYS))
@@ -267,12 +267,6 @@ class Pair:
                 if self._third is not None:
                     self._third.quic.close()
                     self._third.flush()
-
-    def use_up_burst(self) -> None:
-        """Leave the allocation nothing but what it gains from now on."""
-        allocation = self._scene.relay.table.get(self._key)
-        if allocation is not None and allocation.bucket is not None:
-            allocation.bucket.take(allocation.bucket.burst, self._scene.now())
 
     def go_on(self) -> None:
         """Answer what asks for it."""

@@ -186,6 +186,12 @@ class Scene(World):
         self.run(0.05)
         return made[0], made[1]
 
+    def use_up_bursts(self) -> None:
+        """Leave allocations that have a bandwidth limit nothing but what they gain from now on."""
+        for allocation in self.relay.table:
+            if allocation.bucket is not None:
+                allocation.bucket.take(allocation.bucket.burst, self.now())
+
 
 def is_subsequence(part: Sequence[bytes], whole: Iterable[bytes]) -> bool:
     """Whether ``part`` is ``whole`` with some left out."""

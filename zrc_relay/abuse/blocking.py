@@ -40,6 +40,10 @@ class BlockList(Protocol):
         """Take back the ``block`` of the same network; nothing happens when there is none, or it is somebody else's."""
         ...
 
+    def networks(self) -> Iterable[Network]:
+        """What this system has blocked, in an earlier life of the relay as well; some of it may be over."""
+        ...
+
 
 class NotedBlocks:
     """The ``BlockList`` of one external system: entries of ``lists`` that carry its ``note``. ``wall`` gives Unix seconds.
@@ -70,6 +74,11 @@ class NotedBlocks:
         known = self._lists.get(network)
         if known is not None and known.note == self._note and not known.configured:
             self._lists.remove(network)
+
+    def networks(self) -> Iterable[Network]:
+        """See ``BlockList``."""
+        own = (entry for entry in self._lists.runtime_entries if entry.note == self._note)
+        return [entry.network for entry in own if entry.access is Access.BLOCK]
 
 
 def parse_network(value: object) -> Network:

@@ -4,7 +4,8 @@ Theory of operation
 -------------------
 ``GET /v1/decisions/stream`` with ``startup=true`` answers with all decisions that are in force, without it with what is new and
 what was deleted since the last time this key asked. So one lost answer would be lost for good. Therefore the next request after
-one that failed, in whatever way, asks for everything again, and what is in force here and not in that answer is taken back.
+one that failed, in whatever way, asks for everything again, and what is in force here and not in that answer is taken back. So is
+what an earlier life of the relay left.
 
 Followed are bans of the scopes Ip and Range. A decision has a duration, after which it ends here even if the engine is gone. An
 answer is read to its end before anything of it is applied, so one that is cut off changes nothing.
@@ -104,7 +105,7 @@ class Bouncer(Loop):
         except (HttpError, JsonError, UnicodeDecodeError) as error:
             self._health.failed(str(error))
             return max(self._interval, self._health.backoff())
-        over = list(self._in_force) if everything else list(deleted)
+        over = {*self._in_force, *self._block_list.networks()} if everything else deleted.keys()
         await in_slices((network for network in over if network not in new), self._unblock, self._reactor)
         self._make_room(len(new))
         await in_slices(new.items(), lambda entry: self._block(*entry), self._reactor)
@@ -150,8 +151,8 @@ class Bouncer(Loop):
             self.rejected += 1
 
     def _unblock(self, network: Network) -> None:
-        if self._in_force.pop(network, None) is not None:
-            self._block_list.unblock(network)
+        self._in_force.pop(network, None)
+        self._block_list.unblock(network)
 
     def _make_room(self, needed: int) -> None:
         """Forget what is over, when it takes room that is needed."""

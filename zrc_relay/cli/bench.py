@@ -2,10 +2,9 @@
 
 Theory of operation
 -------------------
-One process is both ends, so that one clock tells when a payload left and when it arrived. A payload holds its number and the time
-it was sent, and is filled with bytes that follow from the number; only what is right in all of it counts as arrived. Ends send by a
-schedule counted from the beginning: who is late catches up, so the average is the rate that was asked for, and a rate that this
-machine cannot make takes longer.
+One process is both ends, so that one clock tells when a payload left and when it arrived. Ends send by a schedule counted from
+the beginning: who is late catches up, so the average is the rate that was asked for, and a rate that this machine cannot make
+takes longer. ``bench_traffic`` has the payloads and the judgement on what arrives.
 
 The latency is that of the whole way: client, relay, client. The processor of this machine has a part in it. What a relay costs
 its own machine is measured by ``make bench``.
@@ -13,11 +12,10 @@ its own machine is measured by ``make bench``.
 
 from __future__ import annotations
 
-import struct
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 import click
@@ -25,6 +23,7 @@ from nacl.signing import SigningKey
 from twisted.internet.defer import TimeoutError as DeferredTimeoutError
 from twisted.internet.task import deferLater
 
+from zrc_relay.cli.bench_traffic import DEFAULTS, MAX_SIZE, MIN_SIZE, Direction, Plan, Tally
 from zrc_relay.cli.console import print_fields, print_json
 from zrc_relay.cli.errors import RELAY_TROUBLE, BadInput, EndedByRelay, Failure, trouble
 from zrc_relay.cli.params import (
@@ -52,96 +51,11 @@ from zrc_relay.core.token import RelayToken, key_id
 
 MAX_RATE: Final = 20_000
 """Datagrams a second: more than the client library sends from one core."""
-MAX_SIZE: Final = 1200
-"""Payload bytes that fit a packet on every path."""
 MINTED_LIFETIME: Final = 600
 """Seconds that a token which we mint outlives the measurement."""
 LAST_ARRIVALS: Final = 1.0
 """Seconds to wait, at the end, for what is under way."""
 POLL_INTERVAL: Final = 0.01
-_HEAD: Final = struct.Struct("!QQ")
-_PATTERN: Final = bytes(range(256)) * (MAX_SIZE // 256 + 2)
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What is sent: ``rate`` payloads a second, each way, of ``size`` bytes, for ``seconds``; the device sends, or both do."""
-
-    rate: int = 200
-    size: int = 1000
-    seconds: float = 10.0
-    both: bool = False
-
-    @property
-    def count(self) -> int:
-        """Payloads, each way."""
-        return max(1, round(self.rate * self.seconds))
-
-
-DEFAULTS: Final = Plan()
-"""1.6 Mbit/s: below the limit of every tier."""
-
-
-@dataclass(slots=True)
-class Tally:
-    """What became of the payloads of one direction."""
-
-    sent: int = 0
-    wrong: int = 0
-    """Payloads that arrived and are not what was sent, or came twice."""
-    seconds: float = 0.0
-    """Of sending, up to when the payload after the last would have been due."""
-    delays: dict[int, float] = field(default_factory=dict)
-    """For each payload that arrived, by its number, the seconds that it took."""
-
-    @property
-    def arrived(self) -> int:
-        """Payloads that arrived and are right."""
-        return len(self.delays)
-
-    @property
-    def lost(self) -> float:
-        """The part of what was sent that did not arrive."""
-        return 1 - self.arrived / self.sent if self.sent else 0.0
-
-    @property
-    def per_second(self) -> float:
-        """Payloads that arrived in a second of sending."""
-        return self.arrived / self.seconds if self.seconds else 0.0
-
-    def latency(self, fraction: float) -> float:
-        """Seconds within which that part of the payloads arrived; only when some did."""
-        delays = sorted(self.delays.values())
-        return delays[min(len(delays) - 1, int(fraction * len(delays)))]
-
-
-class Direction:
-    """Makes the payloads of one direction and judges what arrives; ``now`` gives nanoseconds."""
-
-    def __init__(self, size: int, now: Callable[[], int]) -> None:
-        self._size = size
-        self._now = now
-        self.tally = Tally()
-
-    def make(self) -> bytes:
-        """The next payload."""
-        number = self.tally.sent
-        self.tally.sent += 1
-        return _HEAD.pack(number, self._now()) + self._filling(number)
-
-    def take(self, payload: bytes) -> None:
-        """A payload arrived."""
-        tally = self.tally
-        if len(payload) == self._size:
-            number, sent_at = _HEAD.unpack_from(payload)
-            if number < tally.sent and number not in tally.delays and payload[_HEAD.size :] == self._filling(number):
-                tally.delays[number] = (self._now() - sent_at) / 1e9
-                return
-        tally.wrong += 1
-
-    def _filling(self, number: int) -> bytes:
-        start = number % 256
-        return _PATTERN[start : start + self._size - _HEAD.size]
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,18 +76,20 @@ class Ends:
 @click.argument("relay", metavar="HOST[:PORT]", type=RELAY_ADDRESS)
 @click.option("--token", metavar="TEXT|@FILE", type=token_text, help="The token, of device and peer.")
 @click.option("--peer-token", metavar="TEXT|@FILE", type=token_text, help="The peer's token, if it has another one.")
-@click.option("--device-key", metavar="FILE", type=key_file, help="The device's key file; without --token it signs one.")
+@click.option("--device-key", metavar="FILE", type=key_file, help="The device's key file.")
 @click.option("--peer-key", metavar="FILE", type=key_file, help="The peer's key file.")
-@click.option("--relay-id", metavar="HEX", type=hex_bytes(16), help="In place of --token: mint one for the relay with this id.")
+@click.option(
+    "--relay-id", metavar="HEX", type=hex_bytes(16), help="In place of --token: mint one for the relay with this id.",
+)
 @click.option(
     "--rate", type=click.IntRange(1, MAX_RATE), default=DEFAULTS.rate, show_default=True, help="Datagrams a second, each way.",
 )
 @click.option(
-    "--size", type=click.IntRange(_HEAD.size, MAX_SIZE), default=DEFAULTS.size, show_default=True, help="Bytes of each datagram.",
+    "--size", type=click.IntRange(MIN_SIZE, MAX_SIZE), default=DEFAULTS.size, show_default=True, help="Bytes of each datagram.",
 )
 @click.option(
-    "--duration", metavar="DURATION", type=amount(Duration("100ms", "10min")), default=f"{DEFAULTS.seconds:g}s", show_default=True,
-    help="How long to send.",
+    "--duration", metavar="DURATION", type=amount(Duration("100ms", "10min")), default=f"{DEFAULTS.seconds:g}s",
+    show_default=True, help="How long to send.",
 )
 @click.option("--both", is_flag=True, help="The peer sends as well.")
 @timeout_option

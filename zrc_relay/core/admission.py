@@ -13,6 +13,9 @@ verdicts:
   rate. This answer has a rate of its own.
 * **SILENCE**: nothing. For sources that are blocked, and for what is beyond the rate of refusals.
 
+Pressure, once there, lasts as long as more Initials without a token come than ``handshake_pressure`` a second, and
+``PRESSURE_HOLD`` longer. Otherwise a flood would get its next handshakes all at once, whenever those before are given up.
+
 What makes this safe against spoofed sources is what is counted where:
 
 * ``connection_rate`` counts only sources that are *validated*, by a Retry token or by a handshake that came to its end. Nobody
@@ -53,6 +56,8 @@ REFUSALS_PER_SECOND: Final = 100
 """CONNECTION_REFUSED for all sources: a refusal costs several times what silence costs."""
 TABLES: Final = ("connections", "attempts", "allocations", "rejoins", "stun", "unanswered", "forced", "refusals")
 """What is kept of sources, each by a ``SourceLimiter``."""
+PRESSURE_HOLD: Final = 1.0
+"""Seconds that pressure outlasts its reason."""
 MAX_RETRY_AFTER: Final = 86_400
 """Longest time in seconds that a client is told to wait; a block without an end says nothing."""
 
@@ -117,6 +122,9 @@ class Admission:
         self._unanswered = SourceLimiter(Rate(PATTERN, max(1, ceil(block))) if block is not None else None)
         self._forced = SourceLimiter(Rate(1, max(1, ceil(block))) if block is not None else None)
         self._refusals = SourceLimiter(REFUSALS)
+        pressure = settings.handshake_pressure or 0
+        self._usual_attempts = TokenBucket(pressure, pressure, now)
+        self._pressed_until = now
         self._all_refusals = TokenBucket(REFUSALS_PER_SECOND, REFUSALS_PER_SECOND, now)
 
     # -- before there is a connection
@@ -137,14 +145,22 @@ class Admission:
         return REFUSE_RATE if self._may_refuse(source, now) else SILENT_RATE
 
     def _attempt(self, source: int, open_handshakes: int, now: float) -> Decision:
-        pressure = self.settings.handshake_pressure
-        if pressure is not None and open_handshakes >= pressure:
+        if self._is_pressed(open_handshakes, now):
             return RETRY_PRESSURE
         if self._forced.wait(source, now):
             return RETRY_AMPLIFICATION
         if self._connections.wait(source, now) or not self._attempts.take(source, now):
             return RETRY_RATE
         return ADMIT
+
+    def _is_pressed(self, open_handshakes: int, now: float) -> bool:
+        pressure = self.settings.handshake_pressure
+        if pressure is None:
+            return False
+        is_usual = self._usual_attempts.take(1, now)
+        if open_handshakes >= pressure or (now < self._pressed_until and not is_usual):
+            self._pressed_until = now + PRESSURE_HOLD
+        return now < self._pressed_until
 
     def serves(self, address: Numeric, wall: float) -> bool:
         """Whether the lists let ``address`` in."""

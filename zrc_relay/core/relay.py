@@ -258,10 +258,11 @@ class Relay:
             self._tell(allocation, session.role.other, Notice(NoticeCode.PEER_LEFT))
 
     def refused(self, session: Session, code: ErrorCode, reason: str, limit: Limit | None = None) -> None:
-        """Count and report a refusal; ``limit`` is which limit of the source it is for, if any."""
-        self.counters.refused[code] += 1
-        name = "session.refused"
-        if limit is not None:
+        """Count and report a refusal, by the limit of the source that it is for if there is one, else by its code."""
+        if limit is None:
+            self.counters.refused[code] += 1
+            name = "session.refused"
+        else:
             self.counters.limited[limit] += 1
             name = f"security.{limit.value}"
         self._observer.event(

@@ -139,7 +139,7 @@ class AllocationTable:
             allocation.resume_bandwidth(tombstone.bucket, now)
             for role in tombstone.proven:
                 allocation.sides[role].proven = True
-            self._forget(key)
+        self._forget(key)  # also what is over and was not swept yet: the wall clock may be set back
         self._live[key] = allocation
         allocation.is_pinned = pinned
         self._per_device[token.device_id] = self._per_device.get(token.device_id, 0) + 1

@@ -35,10 +35,10 @@ from zrc_relay.core.limiter import TokenBucket
 from zrc_relay.core.relay import Relay
 from zrc_relay.core.sources import numeric
 from zrc_relay.quic.clock import Clock, DelayedCall
-from zrc_relay.quic.connection import MIN_STATELESS_RESET
 from zrc_relay.quic.door import Door, Opening, reply
 from zrc_relay.quic.ids import CONNECTION_ID_SIZE, ConnectionIds
 from zrc_relay.quic.link import RelayConnection
+from zrc_relay.quic.paths import MIN_STATELESS_RESET
 from zrc_relay.quic.stateless import SUPPORTED_VERSIONS, LongHeader, parse_long_header, version_negotiation
 from zrc_relay.quic.udp import Path
 
@@ -57,6 +57,9 @@ RESETS_PER_SECOND: Final = 100
 """Stateless resets sent each second: enough to let a full relay's clients know within some seconds after a restart."""
 MAX_FLUSH_ROUNDS: Final = 64
 """Flushing one connection can touch others (a close tells the other side); more rounds than this would be a loop."""
+
+MAX_TIMEOUTS: Final = 16
+"""Connections whose time has come that are dealt with in one go, some 10 ms: handshakes of a flood have theirs all at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -382,7 +385,10 @@ class Endpoint(DatagramProtocol):
         self._timer = None
         now, wall = self._now(), self._wall()
         self._batch_now = now
-        for connection in self._deadlines.due(now):
+        due = self._deadlines.due(now)
+        for connection in due[MAX_TIMEOUTS:]:
+            self._deadlines.set(connection, now)  # their turn comes after the packets that wait
+        for connection in due[:MAX_TIMEOUTS]:
             try:
                 connection.timed_out(now, wall)
             except Exception:

@@ -413,8 +413,11 @@ class RelayConnection:
     def counterpart(self) -> RelayConnection | None:
         """See ``Owner``."""
         allocation = self.session.allocation
-        member = allocation.sides[1 - self.session.role].current if allocation is not None else None
-        return cast(RelayConnection, cast(Session, member).link) if member is not None else None
+        if allocation is None:
+            return None
+        side = allocation.sides[1 - self.session.role]
+        side.select(self._now)  # silence may have changed it
+        return cast(RelayConnection, cast(Session, side.current).link) if side.current is not None else None
 
     def datagram_received(self, payload: bytes) -> None:
         """See ``Owner``."""

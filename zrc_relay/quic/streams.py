@@ -185,7 +185,7 @@ class Forwarder:
     @property
     def is_quiet(self) -> bool:
         """Whether there is no stream to look after."""
-        return not (self._mirrors or self._busy or self._waiting)
+        return not (self._mirrors or self._mirroring or self._busy or self._waiting)
 
     def lost(self) -> None:
         """The connection ended: what was mirrored to or from it is reset at the other end."""

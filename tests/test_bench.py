@@ -1,0 +1,345 @@
+"""The benchmarks' own arithmetic, order and words, without measuring anything (``make bench`` does that)."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+from xml.etree import ElementTree as ET
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from bench import generator, plots, turn
+from bench.budgets import BUDGETS, Budget, How
+from bench.generator import MeasurementFailed, NotOffered
+from bench.outcome import METRICS, WRONG, Figure, Outcome, Sample
+from bench.report import Report, Verdict
+from bench.run import Bench, Settings, choose
+from bench.scenarios import QUICK_PAIRS, SCENARIOS, Kind, Load, Scenario, Subject
+from bench.systems import COTURN, OURS, QUINN, SYSTEMS, Running, System, Workshop
+
+A, B = Subject("A", "A", Load()), Subject("B", "B", Load())
+SCENARIO = Scenario("some", "Some title", Kind.DATAGRAMS, (A, B))
+RATIO = Budget("A against B", "some", "A", "B", 2.0, 1.0)
+
+
+def outcome(*rounds: tuple[float, float], scenario: Scenario = SCENARIO) -> Outcome:
+    """What costs these two subjects had in each round."""
+    samples = {"A": [Sample(cost=mine) for mine, _ in rounds], "B": [Sample(cost=theirs) for _, theirs in rounds]}
+    return Outcome(scenario, samples)
+
+
+class StatisticsTests(SynchronousTestCase):
+    """PERFORMANCE "How to measure": the median and the spread; ratios come from one run, side by side."""
+
+    def test_the_middle_and_the_ends(self) -> None:
+        self.assertEqual(Figure.of([5.0, 1.0, 2.0]), Figure(2.0, 1.0, 5.0))
+        self.assertRaises(ValueError, Figure.of, [])
+
+    def test_a_ratio_is_made_within_each_round(self) -> None:
+        # The machine was half as fast in the second round: the ratio of the medians would be 2.5.
+        found = outcome((10, 5), (22, 10), (10, 4)).compare(RATIO)
+        self.assertEqual(found, Figure(2.2, 2.0, 2.5))
+
+    def test_a_difference_and_a_value(self) -> None:
+        measured = outcome((10, 4), (12, 4))
+        self.assertEqual(measured.compare(replace(RATIO, how=How.DIFFERENCE)), Figure(7.0, 6.0, 8.0))
+        self.assertEqual(measured.compare(replace(RATIO, against=None, how=How.VALUE)), Figure(11.0, 10.0, 12.0))
+
+    def test_what_was_not_measured_gives_no_ratio(self) -> None:
+        measured = outcome((10, 5))
+        self.assertIsNone(measured.compare(replace(RATIO, metric="p50")))
+        self.assertIsNone(measured.compare(replace(RATIO, against="C")))
+        self.assertIsNone(outcome((10, 0.0)).compare(RATIO))
+
+    def test_remarks_are_added_up(self) -> None:
+        measured = Outcome(SCENARIO, {"A": [Sample(remarks={"x": 2}), Sample(remarks={"x": 3, "y": 1})]})
+        self.assertEqual(measured.remarks("A"), {"x": 5, "y": 1})
+
+
+class TableTests(SynchronousTestCase):
+    """Issue 4: each budget is read off a scenario that measures it."""
+
+    def test_every_budget_has_its_scenario_and_subjects(self) -> None:
+        scenarios = {scenario.name: scenario for scenario in SCENARIOS}
+        for budget in BUDGETS:
+            labels = {subject.label for subject in scenarios[budget.scenario].subjects}
+            self.assertLessEqual({budget.of, budget.against} - {None}, labels, budget.what)
+            self.assertIn(budget.metric, METRICS)
+            self.assertLess(budget.aim, budget.must)
+
+    def test_names_and_labels_are_used_once_and_systems_exist(self) -> None:
+        names = [scenario.name for scenario in SCENARIOS]
+        self.assertEqual(len(names), len(set(names)))
+        for scenario in SCENARIOS:
+            labels = [subject.label for subject in scenario.subjects]
+            self.assertEqual(len(labels), len(set(labels)), scenario.name)
+            self.assertLessEqual({subject.system for subject in scenario.subjects}, set(SYSTEMS))
+
+    def test_a_quick_run_has_fewer_pairs(self) -> None:
+        for scenario in choose([], [], quick=True):
+            self.assertTrue(scenario.subjects)
+            self.assertLessEqual(max(subject.load.pairs for subject in scenario.subjects), QUICK_PAIRS)
+
+    def test_scenarios_are_chosen_by_pattern_and_system(self) -> None:
+        chosen = choose(["paced-*"], [OURS, QUINN], quick=False)
+        self.assertEqual([scenario.name for scenario in chosen], ["paced-20k", "paced-5k", "paced-1k"])
+        self.assertEqual({subject.system for scenario in chosen for subject in scenario.subjects}, {OURS, QUINN})
+        self.assertRaises(ValueError, choose, ["no-such"], [], quick=False)
+        self.assertRaises(ValueError, choose, [], ["no such"], quick=False)
+
+
+class Stage:
+    """Systems that note when they start and stop, and a measure that notes whom it measures."""
+
+    def __init__(self, directory: Path) -> None:
+        self.log: list[str] = []
+        self.loads: list[Load] = []
+        self.failing: dict[str, Exception] = {}
+        self.lacking: dict[str, str] = {}
+        self.systems = {name: System(name, self._starter(name), partial(self.lacking.get, name)) for name in "AB"}
+        self._directory = directory
+
+    def _starter(self, name: str) -> Any:
+        @contextlib.contextmanager
+        def start(_: Workshop) -> Iterator[Running]:
+            self.log.append(f"+{name}")
+            yield Running(None, 0, [name])
+            self.log.append(f"-{name}")
+
+        return start
+
+    def measure(self, running: Running, load: Load, *, warm_up: float, seconds: float) -> Sample:
+        """A measurement, whose cost says which it was."""
+        del warm_up, seconds
+        [name] = running.load_arguments
+        self.log.append(name)
+        self.loads.append(load)
+        if name in self.failing:
+            raise self.failing[name]
+        return Sample(cost=len(self.log), rate=9001.0)
+
+    def bench(self, rounds: int) -> Bench:
+        """Who runs scenarios on this stage."""
+        return Bench(
+            Workshop(self._directory), Settings(rounds, 1, 1), systems=self.systems, measure=self.measure, measures={}, pause=0,
+            tell=lambda _: None,
+        )
+
+
+class OrderTests(SynchronousTestCase):
+    """PERFORMANCE "How to measure": A, B, A, B; the first pair is dropped."""
+
+    def setUp(self) -> None:
+        self.stage = Stage(Path(self.mktemp()))
+
+    def test_subjects_take_turns_and_the_first_round_is_dropped(self) -> None:
+        found = self.stage.bench(2).run(SCENARIO)
+        self.assertEqual("".join(self.stage.log), "+A+BABABAB-B-A")
+        self.assertEqual({label: [sample.cost for sample in samples] for label, samples in found.samples.items()},
+                         {"A": [5, 7], "B": [6, 8]})
+
+    def test_a_single_round_is_kept(self) -> None:
+        found = self.stage.bench(1).run(SCENARIO)
+        self.assertEqual([len(samples) for samples in found.samples.values()], [1, 1])
+
+    def test_a_fresh_relay_for_each_measurement(self) -> None:
+        self.stage.bench(1).run(replace(SCENARIO, is_fresh=True))
+        self.assertEqual("".join(self.stage.log), "+AA-A+BB-B")
+
+    def test_what_fails_is_said_and_not_tried_again(self) -> None:
+        self.stage.failing["A"] = MeasurementFailed("it broke")
+        found = self.stage.bench(2).run(SCENARIO)
+        self.assertEqual(found.failures, {"A": "it broke"})
+        self.assertEqual(self.stage.log.count("A"), 1)
+        self.assertEqual(len(found.samples["B"]), 2)
+
+    def test_what_this_machine_lacks_is_left_out(self) -> None:
+        self.stage.lacking["B"] = "it is not installed"
+        bench = self.stage.bench(1)
+        found = bench.run(SCENARIO)
+        self.assertEqual((bench.unavailable, found.failures), ({"B": "it is not installed"}, {"B": "it is not installed"}))
+        self.assertEqual("".join(self.stage.log), "+AA-A")
+
+    def test_all_get_half_of_what_one_carries(self) -> None:
+        found = self.stage.bench(1).run(replace(SCENARIO, half_of_capacity="B"))
+        self.assertEqual("".join(self.stage.log), "+A+BBAB-B-A")
+        self.assertEqual([load.rate for load in self.stage.loads], [0, 4500, 4500])
+        self.assertEqual(found.rate, 4500)
+
+    def test_without_a_capacity_nobody_is_measured_at_half_of_it(self) -> None:
+        self.stage.failing["B"] = MeasurementFailed("it broke")
+        found = self.stage.bench(1).run(replace(SCENARIO, half_of_capacity="B"))
+        self.assertEqual((set(found.failures), found.samples), ({"A", "B"}, {}))
+
+
+class ReadingTests(SynchronousTestCase):
+    """PERFORMANCE "How to measure": what was delivered and verified counts, loss stands beside it."""
+
+    FOUND: ClassVar[dict[str, Any]] = {
+        "seconds": 2.0, "sent": 1100, "delivered": 1000, "lost": 100, "wrong": 0, "twice": 0, "skipped": 0, "relay_cpu": 0.02,
+        "relay_wakeups": 500, "memory_before": 10_000_000, "memory_after": 10_400_000, "load_cpu": 0.05, "received_train": 4.0,
+        "latency_p50_us": 250.0, "latency_p90_us": 400.0, "latency_p99_us": 1000.0, "faults": 0, "ended": [], "notices": {},
+    }
+
+    def test_datagrams(self) -> None:
+        sample = generator.datagrams(self.FOUND, Load())
+        self.assertAlmostEqual(sample.cost or 0, 20.0)
+        self.assertEqual((sample.rate, sample.loss, sample.per_wakeup, sample.p99), (500.0, 100 / 1100, 2.0, 1.0))
+        self.assertEqual((sample.memory, sample.remarks), (None, {}))
+
+    def test_memory_is_for_each_pair(self) -> None:
+        self.assertEqual(generator.datagrams(self.FOUND, Load(kind=Kind.MEMORY, pairs=4)).memory, 100.0)
+
+    def test_a_relay_that_hardly_sleeps_has_no_batch_size(self) -> None:
+        self.assertIsNone(generator.datagrams({**self.FOUND, "relay_wakeups": 3}, Load()).per_wakeup)
+
+    def test_what_should_not_be_is_remarked(self) -> None:
+        sample = generator.datagrams({**self.FOUND, "wrong": 2, "ended": ["x"], "notices": {"cause 4": 7}}, Load())
+        self.assertEqual(sum(sample.remarks.values()), 2 + 1 + 7)
+        self.assertTrue(any(what.endswith(WRONG) for what in sample.remarks))
+
+    def test_nothing_that_arrives_is_a_failure(self) -> None:
+        with self.assertRaises(MeasurementFailed) as caught:
+            generator.datagrams({**self.FOUND, "delivered": 0, "ended": ["closed with 0x3f"]}, Load())
+        self.assertIn("closed with 0x3f", str(caught.exception))
+
+    def test_streams_and_handshakes(self) -> None:
+        streams = {"bytes": 4_000_000, "seconds": 2.0, "relay_cpu": 0.2, "load_cpu": 0.1, "wrong": 3}
+        sample = generator.streams(streams, Load())
+        self.assertEqual((sample.cost, sample.rate, sum(sample.remarks.values())), (50.0, 2000.0, 3))
+        sample = generator.handshakes({"handshakes": 100, "seconds": 0.5, "relay_cpu": 0.25, "load_cpu": 0.1}, Load())
+        self.assertEqual((sample.cost, sample.rate), (2500.0, 200.0))
+
+
+class TurnTests(SynchronousTestCase):
+    """Issue 4: coturn is a peer, measured under its own load."""
+
+    def line(self, sent: int, arrived: int) -> str:
+        return f"3: : start_mclient: msz=4, tot_send_msgs={sent}, tot_recv_msgs={arrived}, tot_send_bytes ~ 0\n"
+
+    def read(self, lines: list[str]) -> Sample:
+        """A line each second; the server takes 10 ms for the first lines, and 20 ms a second when it has work."""
+        times = iter(range(100))
+        used = iter([0.01 * step if step < 8 else 0.07 + 0.02 * (step - 7) for step in range(100)])
+        return turn.read(lines, 2, cpu=lambda: next(used), now=lambda: float(next(times)))
+
+    def test_what_comes_while_sessions_begin_is_not_counted(self) -> None:
+        lines = ["0: : Total connect time is 1\n"] + [self.line(100 * n, 100 * n) for n in range(8)]
+        lines += [self.line(1700, 1500), self.line(2700, 2300), self.line(9999, 9999)]
+        sample = self.read(lines)
+        # From the line after 7 s (700 messages) to that after 9 s: 2000 sent, 1600 arrived, each forwarded twice.
+        self.assertAlmostEqual(sample.rate or 0, 1600.0)
+        self.assertAlmostEqual(sample.cost or 0, 0.04 * 1e6 / 3200)
+        self.assertAlmostEqual(sample.loss or 0, 0.2)
+
+    def test_what_it_says_last_is_why_it_failed(self) -> None:
+        for lines in (["0: : connect: refused\n", "\n"], [self.line(0, 0), "0: : connect: refused\n"]):
+            with self.assertRaises(MeasurementFailed) as caught:
+                self.read(lines)
+            self.assertIn("refused", str(caught.exception))
+
+    def test_nothing_that_arrives_is_a_failure(self) -> None:
+        self.assertRaises(MeasurementFailed, self.read, [self.line(n, 0) for n in range(20)])
+
+    def test_rates_are_made_of_pairs_of_sessions(self) -> None:
+        for rate in (1_000, 5_000, 20_000, 80_000):
+            sessions, interval = turn.sessions_for(rate)
+            self.assertEqual(sessions % 2, 0)
+            self.assertLessEqual(sessions, turn.MOST_SESSIONS)
+            self.assertEqual(turn.FORWARDS * sessions * 1000 / interval, rate)
+
+
+class ReportTests(SynchronousTestCase):
+    """Issue 4: a table, JSON and plots; each ratio next to its budget; what cannot be measured is said."""
+
+    BUDGET = next(budget for budget in BUDGETS if budget.against == QUINN)
+
+    def report(self, *rounds: tuple[float, float], **changes: Any) -> Report:
+        """Of one scenario, ours and quinn's costs in each round."""
+        budget = self.BUDGET
+        subjects = (Subject(OURS, OURS, Load()), Subject(QUINN, QUINN, Load()))
+        found = Outcome(Scenario(budget.scenario, "Some title", Kind.DATAGRAMS, subjects), **changes)
+        for mine, theirs in rounds:
+            for label, cost in ((OURS, mine), (QUINN, theirs)):
+                found.samples.setdefault(label, []).append(Sample(cost=cost, rate=1000.0, loss=0.0123))
+        return Report([found], {"processor": "some", "load before": "0.1"}, {COTURN: "it is not installed"}, rounds=3, seconds=5)
+
+    def verdict(self, report: Report) -> Verdict:
+        [row] = [row for row in report.rows() if row.budget is self.BUDGET]
+        return row.verdict
+
+    def test_verdicts(self) -> None:
+        must, aim = self.BUDGET.must, self.BUDGET.aim
+        for ratio, verdict in (
+            (aim, Verdict.AIM), (aim + 0.01, Verdict.MUST), (must, Verdict.MUST), (must + 0.01, Verdict.MISSED),
+        ):
+            self.assertIs(self.verdict(self.report((ratio, 1.0))), verdict)
+        self.assertIs(self.verdict(self.report(failures={QUINN: "it broke"})), Verdict.UNKNOWN)
+
+    def test_the_page_has_the_ratio_beside_its_budget_and_loss_beside_the_rate(self) -> None:
+        page = self.report((20.0, 10.0), (30.0, 10.0), (25.0, 10.0)).markdown([])
+        self.assertIn(f"| {self.BUDGET.what} | ≤ 2.5 x | ≤ 1 x | 2.5 x (2 to 3) | kept |", page)
+        self.assertRegex(page, r"\| zrc-relay \| 25 \(20 to 30\) \| 1,000 \| 1\.23 % \|")
+        self.assertIn("- coturn: it is not installed", page)
+
+    def test_a_budget_that_was_not_measured_says_why(self) -> None:
+        page = self.report(failures={QUINN: "it\nbroke"}).markdown([])
+        self.assertIn("not measured: it broke", page)
+
+    def test_files_are_written_and_old_plots_go(self) -> None:
+        directory = Path(self.mktemp())
+        (directory / "performance").mkdir(parents=True)
+        (directory / "performance" / "old.svg").touch()
+        written = {path.name for path in self.report((20.0, 10.0)).write(directory)}
+        self.assertLessEqual({"performance.md", "results.json"}, written)
+        self.assertEqual(written, {path.name for path in directory.rglob("*") if path.is_file()})
+        page = (directory / "performance.md").read_text()
+        drawn = [name for name in written if name.endswith(".svg")]
+        self.assertTrue(drawn)
+        for name in drawn:
+            self.assertIn(f"](performance/{name})", page)
+        results = json.loads((directory / "performance" / "results.json").read_text())
+        self.assertEqual(results["scenarios"][0]["subjects"][OURS]["median"]["cost"], 20.0)
+
+    def test_a_run_is_sound_when_all_was_measured_that_could_be(self) -> None:
+        self.assertTrue(self.report((20.0, 10.0)).is_sound)
+        self.assertTrue(self.report((20.0, 10.0), failures={QUINN: "not offered: no channels"}).is_sound)
+        self.assertFalse(self.report((20.0, 10.0), failures={QUINN: "it broke"}).is_sound)
+        self.assertFalse(self.report().is_sound)
+        wrong = {OURS: [Sample(cost=1.0, remarks={f"payloads that arrived {WRONG}": 1})]}
+        self.assertFalse(self.report(samples=wrong).is_sound)
+
+    def test_not_offered_is_said_so(self) -> None:
+        stage = Stage(Path(self.mktemp()))
+        stage.failing["A"] = NotOffered("the relay offers no channels")
+        self.assertEqual(stage.bench(1).run(SCENARIO).failures, {"A": "not offered: the relay offers no channels"})
+
+
+class PlotTests(SynchronousTestCase):
+    """Issue 4: plots, written by ourselves."""
+
+    def test_a_bar_is_as_long_as_its_value_and_names_are_escaped(self) -> None:
+        drawn = ET.fromstring(plots.bars("A < B", "µs", {"a&b": Figure(5, 4, 10), "c": Figure(10, 10, 10)}))  # noqa: S314 - ours
+        bars = [float(each.get("width", 0)) for each in drawn.iter("{http://www.w3.org/2000/svg}rect")][1:]
+        self.assertEqual((bars[0], bars[1] > 100), (bars[1] / 2, True))
+        self.assertIn("a&b", [each.text for each in drawn.iter("{http://www.w3.org/2000/svg}text")])
+
+    def test_lines_stay_inside(self) -> None:
+        series = {"a": [plots.Point(1_000, Figure.of([100.0])), plots.Point(85_000, Figure.of([6.2]))],
+                  "b": [plots.Point(60_000, Figure.of([0.27]))]}
+        drawn = ET.fromstring(plots.lines("title", "x", "y", series))  # noqa: S314 - ours
+        for circle in drawn.iter("{http://www.w3.org/2000/svg}circle"):
+            self.assertTrue(60 <= float(circle.get("cx", 0)) <= plots.WIDTH - 190)
+            self.assertTrue(plots.HEAD <= float(circle.get("cy", 0)) <= plots.HEIGHT - plots.FOOT)
+
+    def test_one_value_is_enough_for_an_axis(self) -> None:
+        ET.fromstring(plots.lines("title", "x", "y", {"a": [plots.Point(1, Figure.of([1.0]))]}))  # noqa: S314 - ours
+
+    def test_numbers_have_three_digits(self) -> None:
+        shown = [plots.number(value) for value in (0, 0.01234, 0.5, 4.56, 12.34, 99.96, 123.4, 85_321, 1e6)]
+        self.assertEqual(shown, ["0", "0.0123", "0.5", "4.56", "12.3", "100", "123", "85,300", "1,000,000"])

@@ -1,0 +1,247 @@
+"""``PathConnection``: what a QUIC connection knows of its path, its keys and its time, where aioquic leaves something out.
+
+Theory of operation
+-------------------
+* **Another path** begins with fresh congestion and RTT estimates (RFC 9000 §9.4), and acknowledgements of packets that took the
+  old one tell nothing of the new one. The address that counts is the last one that was validated.
+* **Path MTU** is searched for (``pmtu.py``) with padded PINGs whose loss says nothing about congestion (``congestion.py``).
+* **Keys** are updated after so many packets, and those of the phase before kept for what is still on its way (``keyphase.py``).
+* **Idle** is who is not *heard*: sending does not restart the timer, so that a dead client is noticed in time although the relay
+  keeps sending to it.
+"""
+
+from __future__ import annotations
+
+import hmac
+from typing import Any, Final
+
+from aioquic._buffer import Buffer
+from aioquic.quic.configuration import QuicConfiguration
+from aioquic.quic.congestion.base import create_congestion_control
+from aioquic.quic.connection import END_STATES, QuicConnection, QuicNetworkPath, QuicReceiveContext
+from aioquic.quic.packet import QuicFrameType, QuicPacketType
+from aioquic.quic.packet_builder import QuicDeliveryState, QuicPacketBuilder
+from aioquic.tls import Epoch
+
+from zrc_relay.quic.congestion import Congestion
+from zrc_relay.quic.ids import RESET_TOKEN_SIZE
+from zrc_relay.quic.keyphase import KeyPair
+from zrc_relay.quic.pmtu import PathMtu
+
+KEY_UPDATE_PACKETS: Final = 1 << 22
+"""Packets sealed with one key: half of the AES-GCM confidentiality limit of 2^23 (RFC 9001 §6.6)."""
+MIN_STATELESS_RESET: Final = 21
+"""Smallest packet that can be one (RFC 9000 §10.3)."""
+_MIN_PATIENCE: Final = 1.0
+_RTT_ESTIMATES: Final = (
+    "_rtt_first_sample_time", "_rtt_initialized", "_rtt_latest", "_rtt_min", "_rtt_smoothed", "_rtt_variance",
+)
+
+
+class PathConnection(QuicConnection):
+    """The part of ``Connection`` below ids, datagrams and streams; see the module's docstring."""
+
+    def __init__(
+        self,
+        *,
+        configuration: QuicConfiguration,
+        max_udp_payload: int,
+        key_update_packets: int,
+        original_destination_connection_id: bytes | None,
+        retry_source_connection_id: bytes | None,
+    ) -> None:
+        super().__init__(
+            configuration=configuration,
+            original_destination_connection_id=original_destination_connection_id,
+            retry_source_connection_id=retry_source_connection_id,
+        )
+        self._came_by_retry = retry_source_connection_id is not None
+        self.attention = True
+        """Whether the general machinery may have something to say: it decides what is sent until it has nothing left."""
+        self._mtu = PathMtu(configuration.max_datagram_size, max_udp_payload)
+        self.key_update_packets = key_update_packets
+        """Packets sealed with one key before this side changes it; may be changed at any time."""
+        self._keys_since = 0
+        self._forget_keys_at: float | None = None
+        self._path_since = 0
+        self._heard_path: QuicNetworkPath | None = None
+        self._validated_address: Any = None
+        self.key_updates = 0
+        """How often the keys were changed, by either side."""
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether the connection is closed, draining or about to send its close."""
+        return self._close_pending or self._state in END_STATES
+
+    # -- the path
+
+    @property
+    def peer_address(self) -> Any:
+        """Where packets go now, as it was given to ``receive_datagram``."""
+        return self._network_paths[0].addr
+
+    @property
+    def validated_address(self) -> Any:
+        """The last address of the peer that was validated (RFC 9000 §8); None before the first."""
+        path = self._network_paths[0] if self._network_paths else None
+        if path is not None and path.is_validated:
+            self._validated_address = path.addr
+        return self._validated_address
+
+    def receive_datagram(self, data: bytes, addr: Any, now: float) -> None:
+        """See ``QuicConnection``. A peer that comes from another address begins with fresh estimates of its path."""
+        self.attention = True
+        super().receive_datagram(data, addr, now)
+        self._follow_path()
+
+    def handle_timer(self, now: float) -> None:
+        """See ``QuicConnection``. A new path that the peer did not confirm in time is left for the old one again."""
+        self.attention = True
+        super().handle_timer(now)
+        self._follow_path()
+
+    def _follow_path(self) -> None:
+        path = self._network_paths[0] if self._network_paths else None
+        if path is not self._heard_path:
+            if self._heard_path is not None and path is not None and path.addr != self._heard_path.addr:
+                self._on_path_change()
+            self._heard_path = path
+
+    def _on_path_change(self) -> None:
+        self._path_since = self._packet_number
+        loss = self._loss
+        for space in loss.spaces:
+            for packet in space.sent_packets.values():
+                packet.in_flight = False  # on its way along the old path: not in this one's window
+        self._mtu.restart()
+        self._set_datagram_size(self._mtu.size)
+        loss._cc = create_congestion_control(  # noqa: SLF001 - RFC 9000 §9.4
+            self._configuration.congestion_control_algorithm, max_datagram_size=self._max_datagram_size
+        )
+        loss._pacer.packet_time = None  # noqa: SLF001
+        loss._rtt_initialized = False  # noqa: SLF001 - the names in _RTT_ESTIMATES
+        loss._rtt_latest = loss._rtt_smoothed = loss._rtt_variance = 0.0  # noqa: SLF001
+        loss._rtt_min = float("inf")  # noqa: SLF001
+        loss._pto_count = 0  # noqa: SLF001
+
+    def _handle_ack_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
+        start = buf.tell()
+        is_old = context.epoch is Epoch.ONE_RTT and buf.pull_uint_var() < self._path_since
+        buf.seek(start)
+        estimates = [getattr(self._loss, name) for name in _RTT_ESTIMATES] if is_old else []
+        super()._handle_ack_frame(context, frame_type, buf)
+        for name, value in zip(_RTT_ESTIMATES, estimates, strict=False):
+            setattr(self._loss, name, value)  # packets that took the old path tell nothing of this one (RFC 9000 §9.4)
+
+    def _probe_path(self, now: float) -> list[tuple[bytes, Any]]:
+        """A packet of the size that the search wants to know about, if it wants to know now (RFC 9000 §14.4)."""
+        path = self._network_paths[0]
+        congestion = self._loss._cc  # noqa: SLF001
+        if isinstance(congestion, Congestion) and congestion.is_black_hole:
+            self._mtu.black_hole()
+            self._set_datagram_size(self._mtu.size)
+        size = self._mtu.next_probe(now) if path.is_validated else None
+        if size is None or size > congestion.congestion_window - congestion.bytes_in_flight:
+            return []
+        builder = QuicPacketBuilder(
+            host_cid=self.host_cid,
+            is_client=self._is_client,
+            max_datagram_size=size,
+            packet_number=self._packet_number,
+            peer_cid=self._peer_cid.cid,
+            spin_bit=self._spin_bit,
+            version=self._version or 0,
+        )
+        builder.start_packet(QuicPacketType.ONE_RTT, self._cryptos[Epoch.ONE_RTT])
+        builder.start_frame(QuicFrameType.PING, handler=self._on_probe_delivery, handler_args=(size, path))
+        builder._datagram_needs_padding = True  # noqa: SLF001 - how aioquic pads its own path challenges
+        self._mtu.sent()
+        return self._flush_builder(builder=builder, network_path=path, peer_cid=self._peer_cid.cid, now=now)
+
+    def _on_probe_delivery(self, delivery: QuicDeliveryState, size: int, path: QuicNetworkPath) -> None:
+        if path is not self._network_paths[0]:
+            return
+        now = self._loss._time_of_last_sent_ack_eliciting_packet  # noqa: SLF001 - near enough for a timer of minutes
+        if delivery is not QuicDeliveryState.ACKED:
+            self._mtu.lost(size, now)
+        elif self._mtu.acked(size, now):
+            self._set_datagram_size(size)
+
+    def _set_datagram_size(self, size: int) -> None:
+        self._max_datagram_size = size
+        congestion = self._loss._cc  # noqa: SLF001
+        self._loss._pacer._max_datagram_size = size  # noqa: SLF001
+        if isinstance(congestion, Congestion):
+            congestion.set_datagram_size(size)
+
+    def _initialize(self, peer_cid: bytes) -> None:
+        super()._initialize(peer_cid)
+        if self._came_by_retry:
+            self._network_paths[0].is_validated = True  # RFC 9000 §8.1.2; aioquic itself would wait for a Handshake packet
+        self._keys = self._cryptos[Epoch.ONE_RTT] = KeyPair()
+
+    def _update_keys(self, now: float) -> None:
+        keys = self._keys
+        if keys.updates != self.key_updates:  # by the peer or by us
+            self.key_updates = keys.updates
+            self._keys_since = self._packet_number
+            self._forget_keys_at = None
+        if keys.holds_previous and keys.is_settled:
+            if self._forget_keys_at is None:
+                self._forget_keys_at = now + 3 * self.probe_timeout  # RFC 9001 §6.5
+            elif now >= self._forget_keys_at:
+                keys.forget_previous()
+        sealed = self._packet_number - self._keys_since
+        if sealed >= self.key_update_packets and self._spaces[Epoch.ONE_RTT].largest_acked_packet > self._keys_since:
+            # The peer has the current keys (RFC 9001 §6.1): one of their packets was acknowledged.
+            self.request_key_update()
+
+    def is_stateless_reset(self, data: bytes) -> bool:
+        """Whether a packet that belongs to no connection is the peer's stateless reset of this one (RFC 9000 §10.3.1)."""
+        token = data[-RESET_TOKEN_SIZE:]
+        known = (self._peer_cid, *self._peer_cid_available)
+        # Every comparison takes the same time, whatever the token is (RFC 9000 §10.3.1).
+        matches = [hmac.compare_digest(cid.stateless_reset_token or b"", token) for cid in known]
+        return len(data) >= MIN_STATELESS_RESET and any(matches)
+
+    # -- timing
+
+    @property
+    def patience(self) -> float:
+        """max(3 PTO, 1 s): silence longer than this makes a connection a poor choice for egress (PROTOCOL §6)."""
+        return max(3 * self._loss.get_probe_timeout(), _MIN_PATIENCE)
+
+    @property
+    def congestion_window(self) -> int:
+        """How many bytes may be under way to the peer."""
+        return self._loss.congestion_window
+
+    @property
+    def probe_timeout(self) -> float:
+        """The PTO in seconds, without backoff."""
+        return self._loss.get_probe_timeout()
+
+    @property
+    def round_trip_time(self) -> float | None:
+        """The smoothed RTT in seconds (RFC 9002 §5.3); None before the first sample."""
+        return self._loss._rtt_smoothed if self._loss._rtt_initialized else None  # noqa: SLF001
+
+    @property
+    def awaits_answer(self) -> bool:
+        """Whether something that asks for an acknowledgement is on its way."""
+        return any(space.ack_eliciting_in_flight for space in self._loss.spaces)
+
+    @property
+    def idle_deadline(self) -> float | None:
+        """When the connection ends unless something is heard."""
+        return self._close_at
+
+    @property
+    def _ack_eliciting_sent_since_receipt(self) -> bool:
+        """Always true: sending does not restart the idle timer, so that a dead peer is noticed in time (R2.6)."""
+        return True
+
+    @_ack_eliciting_sent_since_receipt.setter
+    def _ack_eliciting_sent_since_receipt(self, value: bool) -> None:
+        """Ignored."""
