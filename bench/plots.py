@@ -16,7 +16,10 @@ RIGHT: Final = 90
 ROW: Final = 26
 HEAD: Final = 44
 FOOT: Final = 40
-HEIGHT: Final = 360
+HEIGHT: Final = 370
+LINES_LEFT: Final = 60
+LINES_TOP: Final = 58
+LEGEND: Final = 230
 COLOURS: Final = ("#0b6e99", "#c8553d", "#588157", "#8f5d9e", "#b58900", "#5c6770", "#222222")
 _STYLE: Final = "text{font-family:sans-serif;font-size:12px;fill:#222}.t{font-size:14px;font-weight:bold}.s{fill:#5c6770}"
 
@@ -54,7 +57,7 @@ def lines(title: str, x_unit: str, y_unit: str, series: Mapping[str, Sequence[Po
     """A line for each series; both axes are logarithmic, since costs and rates span decades. Points must be positive."""
     points = [point for each in series.values() for point in each]
     x_ticks, y_ticks = _decades([point.x for point in points]), _decades([point.y.middle for point in points])
-    left, right, top, bottom = 60, WIDTH - 190, HEAD, HEIGHT - FOOT
+    left, right, top, bottom = LINES_LEFT, WIDTH - LEGEND, LINES_TOP, HEIGHT - FOOT
 
     def across(x: float) -> float:
         return left + (right - left) * _place(x, x_ticks)

@@ -334,8 +334,8 @@ class PlotTests(SynchronousTestCase):
                   "b": [plots.Point(60_000, Figure.of([0.27]))]}
         drawn = ET.fromstring(plots.lines("title", "x", "y", series))  # noqa: S314 - ours
         for circle in drawn.iter("{http://www.w3.org/2000/svg}circle"):
-            self.assertTrue(60 <= float(circle.get("cx", 0)) <= plots.WIDTH - 190)
-            self.assertTrue(plots.HEAD <= float(circle.get("cy", 0)) <= plots.HEIGHT - plots.FOOT)
+            self.assertTrue(plots.LINES_LEFT <= float(circle.get("cx", 0)) <= plots.WIDTH - plots.LEGEND)
+            self.assertTrue(plots.LINES_TOP <= float(circle.get("cy", 0)) <= plots.HEIGHT - plots.FOOT)
 
     def test_one_value_is_enough_for_an_axis(self) -> None:
         ET.fromstring(plots.lines("title", "x", "y", {"a": [plots.Point(1, Figure.of([1.0]))]}))  # noqa: S314 - ours

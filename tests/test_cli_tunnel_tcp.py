@@ -326,6 +326,22 @@ class EndingTests(TcpCase):
         await client.is_over()
         self.assertNotIsInstance(client.ended_with, ConnectionDone)
 
+    async def test_a_server_that_breaks_after_its_own_half_close_breaks_the_client(self) -> None:
+        server = Server(self, Half)
+        client = await self.connect(await self.both(server.port), Half())
+        served = await server.has_served(1)
+        served.socket.loseWriteConnection()
+        await client.until(lambda: isinstance(client, Half) and client.read_all)
+        client.socket.write(b"still talking")
+        await served.has(13)
+        served.socket.abortConnection()
+        deadline = reactor.seconds() + PATIENCE
+        while client.ended_with is None and reactor.seconds() < deadline:
+            client.socket.write(b"is anyone there?")  # a socket that has read everything notices a reset when it writes
+            await deferLater(reactor, 0.05)
+        self.assertIsNotNone(client.ended_with)
+        self.assertNotIsInstance(client.ended_with, ConnectionDone)
+
     async def test_a_reset_after_a_half_close_is_still_one(self) -> None:
         server = Server(self, Half)
         client = await self.connect(await self.both(server.port), Half())

@@ -650,17 +650,20 @@ class BackPressureTests(SynchronousTestCase):
 
     def test_streams_given_up_while_stalled_give_their_credit_back(self) -> None:
         scene = Scene()
-        for turn in range(100):
+        windows = 2 * MAX_STREAMS + 1  # as many as the credit of the connection is worth
+        for turn in range(2 * windows):
             near, far = scene.open()
             far.pauseProducing()
-            near.write(bytes(400_000))
-            scene.run(0.3)
-            (near if turn % 2 else far).abortConnection()
-            scene.run(0.1)
+            near.write(bytes(STREAM_WINDOW - 1))
+            if turn % 2:
+                near.loseWriteConnection()
+            scene.run(0.2)
+            (near if turn % 4 == 0 else far).abortConnection()
+            scene.run(0.05)
         near, far = scene.open()
-        near.write(bytes(2_000_000))
+        near.write(bytes(1_000_000))
         scene.run(10)
-        self.assertEqual(len(far.protocol.data), 2_000_000)
+        self.assertEqual(len(far.protocol.data), 1_000_000)
 
     def test_stop_producing_is_a_reader_that_leaves(self) -> None:
         scene = Scene()

@@ -1,66 +1,29 @@
-"""Initials that belong to no connection, and STUN, on the simulated network: who gets in, who gets which answer."""
+"""Initials that belong to no connection, on the simulated network: who gets in, who gets which answer."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 
+from aioquic._buffer import BufferReadError
 from aioquic.quic.configuration import QuicConfiguration
-from twisted.trial.unittest import SynchronousTestCase
 
 from tests import raw_quic as raw
+from tests.door_support import ALWAYS, HELLO, DoorTestCase, is_retry
 from tests.harness import RELAY_ADDRESS, World
 from tests.raw_quic import Initial, Raw, ScriptedClient, leftovers
 from zrc_relay.client.errors import ConnectFailed, RateLimited
-from zrc_relay.core import stun
 from zrc_relay.core.admission import PATTERN, AdmissionSettings
-from zrc_relay.core.cidr import Access, AccessLists, Entry, Network
-from zrc_relay.core.codes import ErrorCode, Role
+from zrc_relay.core.codes import Role
 from zrc_relay.core.counters import Handshake, InputDrop, Limit
 from zrc_relay.core.sources import Rate
-from zrc_relay.quic.endpoint import EndpointSettings
+from zrc_relay.quic.endpoint import MAX_TIMEOUTS, EndpointSettings
+from zrc_relay.quic.link import RelayConnection
 from zrc_relay.quic.retry import TOKEN_LIFETIME
 from zrc_relay.quic.stateless import parse_long_header
 from zrc_relay.quic.udp import SocketAddress
 
-ALWAYS = AdmissionSettings(handshake_pressure=0, amplification_block=None)
-"""Every client is asked for a Retry."""
 CONNECTION_REFUSED = 0x02
 INVALID_TOKEN = 0x0B
-HELLO = raw.crypto_frame(0, b"\x01\x00\x01\x00")
-
-
-def is_retry(packet: bytes) -> bool:
-    """Whether it is a Retry of either version."""
-    header = parse_long_header(packet)
-    return header is not None and header.first >> 4 & 3 == {raw.V1: 3, raw.V2: 0}.get(header.version)
-
-
-class DoorTestCase(SynchronousTestCase):
-    """Helpers."""
-
-    world: World
-
-    def limited(self) -> dict[Limit, int]:
-        """What was limited how often."""
-        return {limit: count for limit, count in self.world.relay.counters.limited.items() if count}
-
-    def events(self, limit: Limit) -> list[tuple[object, object]]:
-        """Cause and validation of each event about a limit."""
-        return [(fields["cause"], fields["validated"]) for fields in self.world.recorder.named(f"security.{limit.value}")]
-
-    def initial(self, dcid: bytes, token: bytes = b"", frames: bytes = HELLO, size: int = 1200) -> bytes:
-        """An Initial with a token, which ``Initial.protect`` does not make: the length of the packet is left as it is."""
-        whole = Initial(dcid).protect(frames, size=size)
-        header = parse_long_header(whole)
-        if header is None:
-            self.fail("it has a header")
-        return whole[: header.end] + raw.varint(len(token)) + token + whole[header.end + 1 :]
-
-    def close_of(self, dcid: bytes, packets: list[bytes]) -> int:
-        """The transport error that the only packet tells."""
-        (packet,) = packets
-        return raw.transport_close_code(Initial(dcid).open(packet, is_client=False))
 
 
 class RetryTests(DoorTestCase):
@@ -237,6 +200,7 @@ class ConnectionRateTests(DoorTestCase):
         late = self.world.client(Role.PEER)
         self.world.run(0.2)
         self.assertIsInstance(late.error, ConnectFailed)
+        self.assertIn("no more connections from this address", str(late.error))
 
     def test_who_came_without_a_token_and_is_one_too_many_is_told_after_the_handshake(self) -> None:
         self.world = World(limits=AdmissionSettings(connection_rate=Rate(2, 60)))
@@ -336,248 +300,54 @@ class FloodTests(DoorTestCase):
         self.assertEqual(leftovers(self.world), before)
 
 
-class ListTests(DoorTestCase):
-    """R6.3: the lists hold for who comes, who is there, and who moves."""
+class HandshakeCostTests(DoorTestCase):
+    """R6.9, issue "hostile handshakes": what one handshake, and many at once, may cost."""
 
-    def setUp(self) -> None:
-        self.lists = AccessLists()
-        self.world = World(lists=self.lists)
-
-    def block(self, text: str, seconds: float = 60) -> None:
-        until = self.world.wall() + seconds
-        self.assertTrue(self.lists.add(Entry(Network.parse(text), Access.BLOCK, until), self.world.wall()))
-
-    def test_who_is_blocked_gets_silence(self) -> None:
-        self.block("203.0.113.0/24")
-        stranger = Raw(self.world.network)
-        stranger.send(Initial(b"12345678").protect(HELLO))
-        stranger.send(self.initial(b"12345678", b"a token"))
-        stranger.send(stun.binding_request(bytes(12)))
-        self.world.run(0.1)
-        self.assertEqual(stranger.got, [])
-        self.assertEqual(self.limited(), {Limit.BLOCKED: 3})
-        self.assertEqual(self.events(Limit.BLOCKED), [("silence", False)] * 3)
-        self.assertEqual(leftovers(self.world), {})
-
-    def test_sessions_of_a_source_that_becomes_blocked_are_ended_and_told_for_how_long(self) -> None:
-        device = self.world.client(Role.DEVICE)
-        peer = self.world.client(Role.PEER, sockaddr=("203.0.113.50", 5000))
-        unbound = ScriptedClient(self.world)
-        self.world.run(0.5)
-        self.block("203.0.113.50", seconds=100)
-        self.world.run(0.5)
-        error = peer.error
-        if error is None:
-            self.fail("it should be ended")
-        self.assertEqual(getattr(error, "code", None), ErrorCode.BLOCKED)
-        self.assertIn(getattr(error, "retry_after", 0), range(98, 101))
-        self.assertIsNone(device.error)
-        self.assertFalse(device.peer_present)
-        self.assertIsNone(unbound.closed)
-        self.assertEqual(self.limited(), {Limit.BLOCKED: 1})
-        (event,) = self.world.recorder.named("security.blocked")
-        self.assertEqual((event["code"], event["validated"]), ("BLOCKED", True))
-        self.block("198.51.100.8")
-        self.world.run(0.5)
-        self.assertEqual(unbound.close_code, ErrorCode.BLOCKED, "also who has not allocated yet")
-
-    def test_who_moves_to_a_blocked_address_is_ended(self) -> None:
-        device, peer = self.world.pair()
-        self.block("203.0.113.0/24")
-        moved = self.world.network.attach(("203.0.113.50", 5000), device)
-        old = device.host.sockaddr
-
-        # The client does not know that its address changes.
-        def rebind(data: bytes, source: SocketAddress, to: SocketAddress) -> bytes | None:
-            if source == old:
-                moved.send(data, to)
-                return None
-            return data
-
-        self.world.network.filter = rebind
-        device.send(b"from elsewhere")
-        self.world.run(1)
-        self.assertEqual(getattr(device.error, "code", None), ErrorCode.BLOCKED)
-        self.assertIsNone(peer.error)
-
-    def test_who_becomes_blocked_during_the_handshake_does_not_get_through(self) -> None:
-        client = self.world.client(Role.DEVICE)
-        self.world.run(0.012)
-        self.assertEqual(self.world.endpoint.connections, 1)
-        self.block("198.51.100.0/24")
-        self.world.run(0.5)
-        self.assertEqual(getattr(client.error, "code", None), ErrorCode.BLOCKED)
-
-    def test_others_are_not_looked_at_again_when_nothing_changes(self) -> None:
-        self.world.pair()
-        asked: list[object] = []
-        self.patch(self.world.relay, "recheck", asked.append)
-        self.world.run(2)
-        self.assertEqual(asked, [])
-        self.block("192.0.2.99")
-        self.world.run(0.5)
-        self.assertEqual(len(asked), 2)
-
-
-class StunTests(DoorTestCase):
-    """PROTOCOL §8: STUN on the same port, rate limited per source, off the connections' way."""
-
-    def ask(self, host: str = "203.0.113.9", count: int = 1) -> list[bytes]:
-        client = Raw(self.world.network, (host, 999))
-        for _ in range(count):
-            client.send(stun.binding_request(b"transaction!"))
-        self.world.run(0.1)
-        return client.got
-
-    def test_a_client_learns_its_address(self) -> None:
-        self.world = World()
-        (answer,) = self.ask()
-        self.assertEqual(str(stun.mapped_address(answer, b"transaction!")), "203.0.113.9:999")
-        self.assertEqual(self.world.relay.counters.stun_answered, 1)
-        self.assertEqual(leftovers(self.world), {})
-
-    def test_beyond_its_rate_a_source_gets_silence(self) -> None:
-        self.world = World(limits=AdmissionSettings(stun_rate=Rate(60, 60)))
-        self.assertEqual(len(self.ask(count=70)), 60)
-        self.assertEqual(self.limited(), {Limit.STUN_RATE: 10})
-        self.assertEqual(self.events(Limit.STUN_RATE), [("silence", False)] * 10)
-        self.assertEqual(len(self.ask("203.0.113.10")), 1)
-
-    def test_it_spends_no_connection(self) -> None:
-        self.world = World(limits=AdmissionSettings(stun_rate=Rate(1, 60), connection_rate=Rate(1, 60)))
-        self.ask("198.51.100.7", count=50)
-        client = self.world.client(Role.DEVICE)
-        self.world.run(0.2)
-        self.assertIsNotNone(client.allocated)
-
-    def test_garbage_is_counted_and_gets_nothing(self) -> None:
+    def test_the_fragments_of_a_handshake_are_counted_repeated_ones_too(self) -> None:
         self.world = World()
         client = Raw(self.world.network)
-        client.send(b"\0" * 20)
-        client.send(b"\1\1" + bytes(30))
-        self.world.run(0.1)
-        self.assertEqual((client.got, self.world.relay.counters.input_dropped[InputDrop.STUN]), ([], 2))
+        initial = Initial(b"12345678")
+        frames = raw.crypto_frame(5, b"x") * 100
+        for number in range(2):
+            client.send(initial.protect(frames, packet_number=number))
+        self.world.run(0.02)
+        closes = [packet for packet in client.got if self.is_close(initial, packet)]
+        self.assertEqual(closes, [])
+        client.send(initial.protect(frames, packet_number=2))
+        self.world.run(0.02)
+        (close,) = [packet for packet in client.got if self.is_close(initial, packet)]
+        self.assertEqual(raw.transport_close_code(initial.open(close, is_client=False)), raw.CRYPTO_BUFFER_EXCEEDED)
 
+    def is_close(self, initial: Initial, packet: bytes) -> bool:
+        try:
+            raw.transport_close_code(initial.open(packet, is_client=False))
+        except (ValueError, BufferReadError):
+            return False
+        return True
 
-class AmplificationTests(DoorTestCase):
-    """R6.4, RFC 9000 §8.1: never more than three times goes to an address that is not validated, whatever comes from there."""
+    def test_handshakes_that_time_out_together_leave_room_for_packets_between_them(self) -> None:
+        self.world = World()
+        stranger = Raw(self.world.network)
+        for number in range(100):
+            stranger.send(Initial(number.to_bytes(8, "big")).protect(HELLO))
+        self.world.run(0.01)
+        turns = [0]  # the first wake-up is on its way already
+        take_turn, time_out = self.world.endpoint._timed_out, RelayConnection.timed_out  # noqa: SLF001 - what one wake-up does
 
-    def setUp(self) -> None:
-        self.world = World(limits=AdmissionSettings())
-        self.stranger = Raw(self.world.network)
-        self.sent = 0
+        def turn() -> None:
+            turns.append(0)
+            take_turn()
 
-    def send(self, data: bytes) -> None:
-        self.sent += len(data)
-        self.stranger.send(data)
+        def timed_out(connection: RelayConnection, now: float, wall: float) -> None:
+            turns[-1] += 1
+            time_out(connection, now, wall)
 
-    def check(self, *, seconds: float = 20.0, answered: bool = True) -> None:
-        step = 0.05
-        for _ in range(int(seconds / step)):
-            self.world.run(step)
-            self.assertLessEqual(sum(map(len, self.stranger.got)), 3 * self.sent)
-        self.assertEqual(bool(self.stranger.got), answered)
+        self.patch(self.world.endpoint, "_timed_out", turn)
+        self.patch(RelayConnection, "timed_out", timed_out)
+        self.world.run(6)
+        self.assertGreaterEqual(sum(turns), 100)
+        self.assertLessEqual(max(turns), MAX_TIMEOUTS)
         self.assertEqual(leftovers(self.world), {})
-
-    def client_hello(self, dcid: bytes = b"12345678") -> bytes:
-        """The Initial of a real client, which is answered with a certificate, again and again."""
-        packets: list[bytes] = []
-        client = ScriptedClient(self.world, first_id=dcid, start=False)
-        take: Callable[[bytes], None] = packets.append
-        self.patch(client, "send", take)
-        client.connect()
-        client.silence()
-        return packets[0]
-
-    def test_a_handshake_that_is_not_continued(self) -> None:
-        self.send(self.client_hello())
-        self.check()
-
-    def test_a_padded_datagram(self) -> None:
-        self.send(self.client_hello() + bytes(250))
-        self.check()
-
-    def test_coalesced_packets(self) -> None:
-        first = self.client_hello()
-        self.send(first + first)
-        self.send(first + b"\x40" + bytes(100))
-        self.send(first + first[:600])
-        self.check()
-
-    def test_truncated_ones(self) -> None:
-        first = self.client_hello()
-        for size in (1, 6, 7, 30, 600, 1199):
-            self.send(first[:size])
-        self.check(answered=False)
-
-    def test_truncated_ones_to_a_handshake_that_began(self) -> None:
-        first = self.client_hello()
-        self.send(first)
-        self.world.run(0.1)
-        for size in (7, 30, 600, 1199):
-            self.send(first[:size])
-        self.check()
-
-    def test_a_replayed_one(self) -> None:
-        first = self.client_hello()
-        for _ in range(50):
-            self.send(first)
-            self.world.run(0.02)
-        self.check()
-
-    def test_a_replayed_one_after_its_connection_is_forgotten(self) -> None:
-        first = self.client_hello()
-        for _ in range(15):
-            self.send(first)
-            self.world.run(6)
-        self.check()
-
-    def test_one_that_breaks_the_rules_and_small_packets_to_what_is_closing(self) -> None:
-        self.send(self.client_hello())
-        self.world.run(0.1)
-        self.send(Initial(b"12345678").protect(b"\xff" * 20, packet_number=5))
-        for number in range(300):
-            self.send(b"\xc0\0\0\0\x01\x0812345678\0" + bytes((number & 255,)))
-        self.check()
-
-    def test_under_pressure(self) -> None:
-        self.world = World(limits=ALWAYS)
-        self.stranger = Raw(self.world.network)
-        for number in range(20):
-            self.send(Initial(number.to_bytes(8, "big")).protect(HELLO))
-            self.send(self.initial(number.to_bytes(8, "big"), b"made up"))
-        self.check()
-
-    def test_versions_nobody_speaks_resets_and_stun(self) -> None:
-        for number in range(200):
-            self.send(b"\xc0\x1a\x2a\x3a\x4a\x14" + bytes(20) + b"\x14" + bytes(20) + bytes(1200))
-            self.send(b"\x40" + number.to_bytes(8, "big") + bytes(number % 30))
-            self.send(stun.binding_request(bytes(12)))
-        self.check()
-
-    def test_a_client_that_moves_to_an_address_that_is_not_its_own(self) -> None:
-        device, peer = self.world.pair()
-        old = device.host.sockaddr
-        victim = Raw(self.world.network, ("203.0.113.77", 7777))
-        came = went = 0
-
-        def reflect(data: bytes, source: SocketAddress, to: SocketAddress) -> bytes | None:
-            nonlocal came, went
-            if source == old and to == RELAY_ADDRESS and not came:
-                came += len(data)
-                self.world.network.hosts[("203.0.113.77", 7777)].send(data, to)
-                return None
-            if to == ("203.0.113.77", 7777):
-                went += len(data)
-            return data
-
-        self.world.network.filter = reflect
-        device.send(b"x")
-        for _ in range(200):
-            peer.send(bytes(1000))
-            self.world.run(0.01)
-            self.assertLessEqual(went, 3 * came)
-        self.assertGreater(len(victim.got), 0)
 
 
 class CertificateTests(DoorTestCase):

@@ -388,6 +388,30 @@ class CapsuleTests(SynchronousTestCase):
         self.assertLess(most, 64 * 1024)
         self.assertGreater(most, 0)
 
+    def test_who_asks_and_gives_no_credit_for_the_answers_gets_a_bounded_number_and_then_rate_limited(self) -> None:
+        # Issue "control abuse": LIST_RELAYS, refused REFRESHes and unknown capsules, each below the rate of capsules.
+        for ask in (2 * capsule(raw.LIST_RELAYS), capsule(raw.REFRESH, bytes(180)), capsule(0x4242) + capsule(raw.LIST_RELAYS)):
+            self.setUp()
+            self.allocate()
+            other = ScriptedClient(self.world)
+            self.world.run(0.1)
+            other.allocate(self.token, peer_key(self.world), raw.PEER)
+            connection = next(c for c in vars(self.world.endpoint)["_connections"] if c.session.allocation is not None)
+            self.patch(self.client.quic, "_write_stream_limits", lambda **_: None)
+            self.patch(self.client.quic, "_write_connection_limits", lambda **_: None)
+            stream = vars(self.client.quic)["_streams"][0]
+            vars(stream)["max_stream_data_local"] = 1000  # what it has read so far, and nothing more is credited
+            vars(connection.quic)["_streams"][0].max_stream_data_remote = 1000
+            most = 0
+            for _ in range(1200):
+                if self.client.close_code is None and not connection.session.control_pending:
+                    self.client.send_control(ask)
+                self.world.run(0.045)
+                most = max(most, connection.control_backlog)
+            self.assertGreater(most, 16 * 1024)
+            self.assertLess(most, 17 * 1024)
+            self.assertEqual(self.client.close_code, ErrorCode.RATE_LIMITED)
+
     def test_other_versions_roles_and_addresses_have_their_codes(self) -> None:
         for code, changes in (
             (ErrorCode.VERSION, {"version": 2}),

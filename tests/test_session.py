@@ -11,6 +11,7 @@ from zrc_relay.core.codes import DropCause, ErrorCode, HelloFeature, NoticeCode,
 from zrc_relay.core.session import (
     ALLOCATE_TIMEOUT,
     MAX_CONTROL_OUTPUT,
+    READ_TIMEOUT,
     SESSION_TRANSITIONS,
     SessionChange,
     SessionState,
@@ -273,6 +274,33 @@ class BacklogTests(SessionTestCase):
         answered = len(self.device.link.capsules)
         self.assertTrue(0 < answered < 10)
         self.assertEqual(self.device.session.control_pending, (10 - answered) * len(capsule))
+
+    def test_requests_wait_for_ten_seconds_and_then_the_client_is_closed(self) -> None:
+        session = self.device.session
+        self.device.link.control_backlog = MAX_CONTROL_OUTPUT + 1
+        self.assertIsNone(session.deadline)
+        self.device.feed(ListRelays().encode())
+        self.assertEqual((READ_TIMEOUT, session.deadline), (10.0, self.scene.now + 10.0))
+        self.scene.advance(9)
+        self.device.feed(ListRelays().encode())
+        session.timed_out(self.scene.now, self.scene.wall)
+        self.assertIsNone(self.device.close_code)
+        self.scene.advance(1)
+        session.timed_out(self.scene.now, self.scene.wall)
+        self.assertIs(self.device.close_code, ErrorCode.RATE_LIMITED)
+        self.assertIsNone(session.deadline)
+
+    def test_a_client_that_reads_in_time_is_not_closed(self) -> None:
+        session = self.device.session
+        self.device.link.control_backlog = MAX_CONTROL_OUTPUT + 1
+        self.device.feed(ListRelays().encode())
+        self.scene.advance(9)
+        self.device.link.drain()
+        session.resume_control(self.scene.now, self.scene.wall)
+        self.assertIsNone(session.deadline)
+        self.device.link.control_backlog = MAX_CONTROL_OUTPUT + 1
+        self.device.feed(ListRelays().encode())
+        self.assertEqual(session.deadline, self.scene.now + READ_TIMEOUT, "it begins anew")
 
     def test_a_client_that_reads_nothing_is_closed_when_notices_pile_up(self) -> None:
         self.device.link.control_backlog = 2 * MAX_CONTROL_OUTPUT - 1000

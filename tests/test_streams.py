@@ -16,6 +16,7 @@ from zrc_relay.core.counters import StreamReset
 from zrc_relay.core.relay import Policy
 from zrc_relay.core.tiers import Tier
 from zrc_relay.quic.endpoint import EndpointSettings
+from zrc_relay.quic.streams import RECORDS_AT_ONCE, RECORDS_PER_SECOND
 
 WINDOW = 256 * 1024
 UNKNOWN_TYPE, NO_COUNTERPART, COUNTERPART_LOST = 0x7A726300, 0x7A726301, 0x7A726302
@@ -457,6 +458,17 @@ class OversizeTests(SynchronousTestCase):
         scene.run(0.5)
         self.assertEqual(device.close_code, 0x01)
         self.assertIsNone(peer.closed)
+
+    def test_a_flood_of_tiny_records_is_slowed_down_by_flow_control_and_not_lost(self) -> None:
+        scene = Scene()
+        device, peer = scene.ends()
+        count = 1_500_000
+        stream_id = device.open(bytes(count), kind=1, unidirectional=True)
+        scene.run(1)
+        self.assertLessEqual(len(peer.datagrams), RECORDS_PER_SECOND + 2 * RECORDS_AT_ONCE)
+        self.assertGreater(len(peer.datagrams), RECORDS_PER_SECOND * 0.8)
+        unsent = len(vars(vars(device.quic)["_streams"][stream_id].sender)["_buffer"])
+        self.assertGreater(unsent, count - 3 * WINDOW)
 
     def test_a_reader_that_stalls_costs_what_the_queue_may_hold(self) -> None:
         scene = Scene(egress_queue_bytes=200_000)

@@ -1,50 +1,81 @@
-"""Feeds a target with atheris: ``python -m tests.fuzz.engine TARGET SECONDS [DIRECTORY]``.
+"""Feeds a target for a time: ``python -m tests.fuzz.engine ENGINE TARGET SECONDS [DIRECTORY]``.
 
-What is found new is kept in ``DIRECTORY``, when there is one, and is where the next run begins. An input that breaks something is
-shown in hexadecimal, to be put into ``seeds.REGRESSIONS``; the exit status is then not 0.
+``ENGINE`` is atheris, which looks for inputs that take new ways through the code, or hypothesis, which edits whole messages. What
+atheris finds new is kept in ``DIRECTORY``, when there is one, and is where its next run begins. An input that breaks something is
+shown in hexadecimal, to be put into ``seeds.REGRESSIONS``; the exit status is then not 0. A JSON line at the end of a hypothesis
+run says how many inputs it tried; atheris prints statistics of its own.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 import tempfile
+import time
+from contextlib import nullcontext
+from importlib import import_module
 from pathlib import Path
+from typing import Any, Final
 
-import atheris
+INSTRUMENTED: Final = ["zrc_relay", "tests.fuzz"]
+MAX_INPUT: Final = 4200
+"""Bytes of one input: a capsule of the largest size and its head."""
+ROUND: Final = 500
+"""Inputs of hypothesis between two looks at the clock."""
 
-with atheris.instrument_imports(include=["zrc_relay", "tests.fuzz"]):
-    from tests.fuzz.seeds import REGRESSIONS, SEEDS
-    from tests.fuzz.targets import TARGETS, Target
+
+def main(engine: str, name: str, seconds: str, *where: str) -> None:
+    """Run one engine on one target."""
+    atheris: Any = import_module("atheris") if engine == "atheris" else None
+    with atheris.instrument_imports(include=INSTRUMENTED) if atheris else nullcontext():
+        seeds: Any = import_module("tests.fuzz.seeds")
+        targets: Any = import_module("tests.fuzz.targets")
+    beginnings = [*seeds.SEEDS[name], *seeds.REGRESSIONS[name]]
+
+    def shown(data: bytes) -> None:
+        try:
+            targets.TARGETS[name](data)
+        except BaseException:
+            sys.stderr.write(f"{name} is broken by {data.hex()}\n")
+            raise
+
+    if atheris:
+        with tempfile.TemporaryDirectory(prefix="fuzz-") as scratch:
+            run_atheris(atheris, shown, beginnings, int(seconds), Path(*where) if where else Path(scratch))
+    else:
+        run_hypothesis(shown, beginnings, float(seconds))
 
 
-def main(name: str, seconds: int, directory: Path) -> None:
-    """Run the engine; it does not return."""
+def run_atheris(atheris: Any, target: Any, beginnings: list[bytes], seconds: int, directory: Path) -> None:
+    """Run atheris; it ends the process."""
     directory.mkdir(parents=True, exist_ok=True)
-    for number, seed in enumerate((*SEEDS[name], *REGRESSIONS[name])):
+    for number, seed in enumerate(beginnings):
         (directory / f"seed-{number:03}").write_bytes(seed)
-    atheris.Setup(
-        [sys.argv[0], str(directory), f"-max_total_time={seconds}", "-max_len=4200", "-print_final_stats=1", f"-artifact_prefix={directory}/"],
-        shown(TARGETS[name]),
-    )
+    options = [f"-max_total_time={seconds}", f"-max_len={MAX_INPUT}", f"-artifact_prefix={directory}/", "-print_final_stats=1"]
+    atheris.Setup([sys.argv[0], str(directory), *options], target)
     atheris.Fuzz()
 
 
-def shown(target: Target) -> Target:
-    """``target``, which shows the input that breaks it."""
+def run_hypothesis(target: Any, beginnings: list[bytes], seconds: float) -> None:
+    """Run rounds of hypothesis, each with a seed of its own."""
+    from hypothesis import HealthCheck, given, seed, settings  # noqa: PLC0415 - not needed, and slow to import, for the other one
 
-    def run(data: bytes) -> None:
-        try:
+    from tests.fuzz.strategies import inputs  # noqa: PLC0415
+
+    started = time.monotonic()
+    rounds = 0
+    while time.monotonic() < started + seconds:
+
+        @seed(rounds)
+        @settings(max_examples=ROUND, database=None, deadline=None, suppress_health_check=list(HealthCheck))
+        @given(inputs(beginnings))
+        def feed(data: bytes) -> None:
             target(data)
-        except BaseException:
-            sys.stderr.write(f"broken by {data.hex()}\n")
-            raise
 
-    return run
+        feed()
+        rounds += 1
+    sys.stdout.write(json.dumps({"inputs": rounds * ROUND, "seconds": round(time.monotonic() - started, 1)}) + "\n")
 
 
 if __name__ == "__main__":
-    chosen, duration, *where = sys.argv[1:]
-    if where:
-        main(chosen, int(duration), Path(where[0]))
-    with tempfile.TemporaryDirectory(prefix="fuzz-") as scratch:
-        main(chosen, int(duration), Path(scratch))
+    main(*sys.argv[1:])

@@ -6,7 +6,6 @@ tolerance is needed: one byte too many fails.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from fractions import Fraction
 from typing import Final
 
@@ -33,36 +32,29 @@ _numbers: Final = st.integers(0, ALLOCATIONS - 1)
 _gaps: Final = st.one_of(st.integers(0, 50), st.integers(0, TICKS // 10), st.integers(0, 5 * TICKS))
 
 
-@dataclass(slots=True)
-class Mark:
-    """A moment from which an interval may begin: the burst in force, and what had been allowed and used until then."""
-
-    burst: Fraction
-    allowed: Fraction
-    used: int
-
-
 class Ledger:
-    """R4.1 word for word: for every moment in the past, what has passed since is at most limit * t + burst.
+    """R4.1 word for word: whenever an interval began, what has passed since is at most burst + limit * t.
 
-    It knows no buckets. It remembers every moment from which an interval may begin and asks all of them, which is slow and plain.
-    ``limit`` is in bytes a second, None for none.
+    It knows no buckets, only two sums: what has passed, and limit * t. For an interval that began at m the rule says
+    ``passed - passed_m <= burst_m + allowed - allowed_m``, that is ``passed - allowed <= burst_m + passed_m - allowed_m``. The
+    right side never changes again, so of all the moments that were, the one with the smallest decides. ``limit`` is in bytes a
+    second, None for none.
     """
 
     def __init__(self, limit: int | None) -> None:
         self._limit: int | None = None
         self._allowed = Fraction(0)
-        self._used = 0
-        self._marks: list[Mark] = []
+        self._passed = 0
+        self._least: Fraction | None = None
         self.change(limit)
 
     def change(self, limit: int | None) -> None:
         """Another limit from now on. Where there was none, or is none now, intervals from before have no bound."""
-        self._mark()
+        self._begin()
         if limit is None or self._limit is None:
-            self._marks.clear()
+            self._least = None
         self._limit = limit
-        self._mark()
+        self._begin()
 
     def pass_time(self, ticks: int) -> None:
         """Time goes on."""
@@ -70,19 +62,19 @@ class Ledger:
 
     def room(self) -> Fraction | None:
         """How many bytes may pass now, so that every interval that ends here keeps its bound; None for any number."""
-        if self._limit is None:
-            return None
-        self._mark()
-        return min(mark.burst + (self._allowed - mark.allowed) - (self._used - mark.used) for mark in self._marks)
+        self._begin()
+        return None if self._least is None else self._least + self._allowed - self._passed
 
     def use(self, size: int) -> None:
         """``size`` bytes pass."""
-        self._used += size
+        self._passed += size
 
-    def _mark(self) -> None:
+    def _begin(self) -> None:
+        """An interval may begin at any moment, so also now."""
         if self._limit is not None:
             burst = max(Fraction(self._limit) * Fraction(BURST), Fraction(MIN_BURST))
-            self._marks.append(Mark(burst, self._allowed, self._used))
+            begun = burst + self._passed - self._allowed
+            self._least = begun if self._least is None else min(self._least, begun)
 
 
 class Flood(Machine):

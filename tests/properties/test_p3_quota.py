@@ -23,6 +23,7 @@ _numbers: Final = st.integers(0, ALLOCATIONS - 1)
 _roles: Final = st.sampled_from(Role)
 _quotas: Final = st.one_of(st.just(0), st.integers(1, 3000), st.integers(1, 200_000))
 """What a token may ask for; 0 asks for the tier's."""
+_sizes: Final = st.one_of(st.integers(0, 2000), st.integers(0, MAX_PAYLOAD))
 _lives: Final = st.one_of(st.sampled_from((2, 40, 400)), st.integers(1, 400))
 
 
@@ -162,7 +163,7 @@ class Spender(Machine):
     @rule(
         number=_numbers,
         role=_roles,
-        batches=st.lists(st.lists(st.one_of(st.integers(0, 2000), st.integers(0, MAX_PAYLOAD)), min_size=1, max_size=6), max_size=3),
+        batches=st.lists(st.lists(_sizes, min_size=1, max_size=6), max_size=3),
     )
     def datagrams(self, number: int, role: Role, batches: list[list[int]]) -> None:
         """Datagrams of any sizes, one at a time or in batches."""

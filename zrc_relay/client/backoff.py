@@ -26,9 +26,9 @@ _PASSING: Final = frozenset({
 
 
 def is_final(error: Exception) -> bool:
-    """Whether trying again after ``error`` would be of no use."""
+    """Whether trying again after ``error`` would be of no use. Where the relay says when to come again, it is not."""
     if isinstance(error, RelayError):
-        return error.code not in _PASSING
+        return error.code not in _PASSING and not error.retry_after
     return not isinstance(error, (ConnectFailed, ConnectionLost))
 
 

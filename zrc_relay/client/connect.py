@@ -10,9 +10,10 @@ from typing import Any, Final
 from nacl.signing import SigningKey
 
 from zrc_relay.client.connection import ClientConnection
-from zrc_relay.client.dial import Dialer, Handlers
+from zrc_relay.client.dial import Dial, Dialer, Handlers
 from zrc_relay.client.identity import Identity
 from zrc_relay.client.notices import NoticeEvent
+from zrc_relay.client.patience import DEVICE_PATIENCE, patient
 from zrc_relay.client.reconnect import ResilientConnection
 from zrc_relay.client.refresh import TokenRefresher, TokenSupplier
 from zrc_relay.client.streams import RelayStream
@@ -38,17 +39,20 @@ async def connect(
     on_notice: Callable[[NoticeEvent], None] | None = None,
     on_stream: Callable[[RelayStream], None] | None = None,
     token_supplier: TokenSupplier | None = None,
+    device_patience: float = DEVICE_PATIENCE,
 ) -> ClientConnection:
     """Connect to the relay at ``host``:``port`` and allocate with ``token``; returns the established connection.
 
     ``key`` is the Ed25519 key of the device or of the peer, whichever this end is (the role follows from it); with None, for
     relays that ask for no proof, ``role`` says it. ``timeout`` is in seconds and holds for each address that is tried.
-    ``token_supplier`` is asked for a new token before the old one expires. Raises a ``RelayError`` when the relay refuses,
+    ``token_supplier`` is asked for a new token before the old one expires. A relay that learns devices' keys as they come may not
+    know the token's yet: a peer waits for it for ``device_patience`` seconds. Raises a ``RelayError`` when the relay refuses,
     ``ConnectFailed`` when there is no connection, ``ValueError`` for a key that does not belong to the token.
     """
     identity = Identity.of(_parsed(token), key, role)
     dialer = Dialer(reactor, host, port, trust=trust, timeout=timeout)
-    connection = await dialer.dial(identity, Handlers(on_datagram, on_notice, on_stream))
+    dial = _patient(reactor, dialer, device_patience)
+    connection = await dial(identity, Handlers(on_datagram, on_notice, on_stream))
     if token_supplier is not None:
         TokenRefresher(connection, token_supplier, clock=reactor, wall=time.time).start()
     return connection
@@ -68,6 +72,7 @@ async def connect_resilient(
     on_notice: Callable[[NoticeEvent], None] | None = None,
     on_stream: Callable[[RelayStream], None] | None = None,
     token_supplier: TokenSupplier | None = None,
+    device_patience: float = DEVICE_PATIENCE,
 ) -> ResilientConnection:
     """As ``connect``, but what is returned connects again when the connection is lost; see ``ResilientConnection``.
 
@@ -76,7 +81,7 @@ async def connect_resilient(
     identity = Identity.of(_parsed(token), key, role)
     dialer = Dialer(reactor, host, port, trust=trust, timeout=timeout)
     resilient = ResilientConnection(
-        dialer.dial,
+        _patient(reactor, dialer, device_patience),
         identity,
         clock=reactor,
         now=time.monotonic,
@@ -94,6 +99,10 @@ async def connect_unbound(
 ) -> ClientConnection:
     """Connect without a token, to measure a relay or to list relays; the relay closes it after some seconds."""
     return await Dialer(reactor, host, port, trust=trust, timeout=timeout).dial(None, Handlers())
+
+
+def _patient(reactor: Any, dialer: Dialer, device_patience: float) -> Dial:
+    return patient(dialer.dial, reactor, patience=device_patience, now=time.monotonic, random=random.random)
 
 
 def _parsed(token: RelayToken | str) -> RelayToken:

@@ -24,7 +24,7 @@ from twisted.internet.defer import Deferred
 from zrc_relay.client.control import CONTROL_STREAMS, Control
 from zrc_relay.client.driver import Driver
 from zrc_relay.client.ending import Ending
-from zrc_relay.client.errors import ConnectFailed, ConnectionLost, Redirected, RelayError, UnknownCode, error_for
+from zrc_relay.client.errors import ConnectFailed, ConnectionLost, Redirected, RelayError, UnknownCode, error_for, transport_error
 from zrc_relay.client.identity import Identity
 from zrc_relay.client.notices import MaxPayloadChanged, NoticeEvent, PeerJoined, PeerLeft, notice_event, tell
 from zrc_relay.client.payloads import EGRESS_AGE, EGRESS_BYTES, MAX_RECEIVED, Inbox, Outbox
@@ -345,7 +345,7 @@ class ClientConnection:
     def _terminated(self, code: int, frame_type: int | None, reason: str) -> None:
         if frame_type is not None:  # closed by QUIC itself, on either side, not by the relay's protocol
             kind = ConnectionLost if self.established.called else ConnectFailed
-            self._finish(kind(reason or f"QUIC error {code:#x}"), tell=False)
+            self._finish(kind(reason or transport_error(code)), tell=False)
         elif code == ErrorCode.NO_ERROR:
             self._finish(None, tell=False)
         else:

@@ -173,6 +173,10 @@ class InternalError(RelayError):
     code = ErrorCode.INTERNAL
 
 
+_TRANSPORT_ERRORS: Final = {
+    0x02: "the relay takes no more connections from this address for now",
+    0x0B: "the relay did not accept our Retry token",
+}
 _BY_CODE: Final = {error.code: error for error in RelayError.__subclasses__()}
 
 
@@ -182,6 +186,11 @@ def error_for(code: int, reason: str) -> RelayError | UnknownCode:
         return _BY_CODE[ErrorCode(code)](reason)
     except (ValueError, KeyError):
         return UnknownCode(code, reason)
+
+
+def transport_error(code: int) -> str:
+    """What an error code of QUIC itself, which came without a reason, means to a client of a relay (RFC 9000 §20.1)."""
+    return _TRANSPORT_ERRORS.get(code, f"QUIC error {code:#x}")
 
 
 class UnknownCode(Exception):

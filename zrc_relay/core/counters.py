@@ -22,7 +22,6 @@ class InputDrop(Enum):
     HANDSHAKES_FULL = "handshakes_full"
     CONNECTIONS_FULL = "connections_full"
     STOPPING = "stopping"
-    CLOSING = "closing"
     STUN = "stun"
 
 

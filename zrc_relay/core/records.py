@@ -29,26 +29,38 @@ def encode_record(payload: bytes) -> bytes:
 
 
 class RecordDecoder:
-    """Cuts the bytes behind the stream type into payloads."""
+    """Cuts the bytes behind the stream type into payloads: ``push`` what arrives, then take them with ``next``."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
 
-    def feed(self, data: bytes) -> Iterator[bytes]:
-        """The payloads that ``data`` completes; ``WireError`` (PROTOCOL_ERROR) for a length above ``MAX_RECORD``."""
+    @property
+    def pending(self) -> int:
+        """Bytes that were pushed and are not taken yet."""
+        return len(self._buffer)
+
+    def push(self, data: bytes) -> None:
+        """Keep ``data`` for ``next``; the caller bounds how much."""
         self._buffer += data
-        offset = 0
-        try:
-            while (head := pull_varint(self._buffer, offset)) is not None:
-                length, start = head
-                if length > MAX_RECORD:
-                    msg = f"an oversize record of {length} bytes"
-                    raise WireError(ErrorCode.PROTOCOL_ERROR, msg)
-                end = start + length
-                if end > len(self._buffer):
-                    return
-                payload = bytes(self._buffer[start:end])
-                offset = end
-                yield payload
-        finally:
-            del self._buffer[:offset]
+
+    def next(self) -> bytes | None:
+        """The next whole payload, or None; ``WireError`` (PROTOCOL_ERROR) for a length above ``MAX_RECORD``."""
+        head = pull_varint(self._buffer, 0)
+        if head is None:
+            return None
+        length, start = head
+        if length > MAX_RECORD:
+            msg = f"an oversize record of {length} bytes"
+            raise WireError(ErrorCode.PROTOCOL_ERROR, msg)
+        end = start + length
+        if end > len(self._buffer):
+            return None
+        payload = bytes(self._buffer[start:end])
+        del self._buffer[:end]
+        return payload
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """The payloads that ``data`` completes."""
+        self.push(data)
+        while (payload := self.next()) is not None:
+            yield payload

@@ -20,7 +20,7 @@ from zrc_relay.core.codes import DropCause, ErrorCode, HelloFeature, NoticeCode,
 from zrc_relay.core.counters import Counters, Limit
 from zrc_relay.core.keys import Device, DeviceKeys
 from zrc_relay.core.limiter import TokenBucket, bandwidth_bucket
-from zrc_relay.core.session import Session
+from zrc_relay.core.session import UNREAD, Session
 from zrc_relay.core.sources import numeric
 from zrc_relay.core.table import AllocationTable
 from zrc_relay.core.tiers import Tier
@@ -326,8 +326,8 @@ class Relay:
         while self.overrun:
             session = self.overrun.pop()
             self.unbind(session, now, wall)
-            self.refused(session, ErrorCode.RATE_LIMITED, "control output is not read")
-            session.shut(ErrorCode.RATE_LIMITED, "control output is not read")
+            self.refused(session, ErrorCode.RATE_LIMITED, UNREAD)
+            session.shut(ErrorCode.RATE_LIMITED, UNREAD)
 
     def end(
         self, allocation: Allocation, reason: TerminationReason, now: float, wall: float, *, final: bool | None = None

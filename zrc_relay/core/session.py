@@ -13,7 +13,7 @@ Its states::
 
 Rules: a fatal error is a close code, sent once (``_fail``); what is refused while the session lives is an ERROR capsule. Control
 input is not decoded while more than ``MAX_CONTROL_OUTPUT`` bytes of control output wait: what was not decoded is not credited,
-so the client's flow control stops it.
+so the client's flow control stops it. When that lasts for ``READ_TIMEOUT`` the client is closed.
 """
 
 from __future__ import annotations
@@ -52,6 +52,9 @@ ALLOCATE_TIMEOUT: Final = 10.0
 """Seconds from the handshake within which ALLOCATE must come (PROTOCOL §4)."""
 MAX_CONTROL_OUTPUT: Final = 16 * 1024
 """Unsent control bytes above which no further control input is read (PROTOCOL §2)."""
+READ_TIMEOUT: Final = 10.0
+"""Seconds that requests may wait because the answers to those before are not read."""
+UNREAD: Final = "control output is not read"
 CAPSULES_PER_SECOND: Final = 50
 """Capsules a client may send each second (PROTOCOL §2)."""
 NOTICE_INTERVAL: Final = 1.0
@@ -152,8 +155,8 @@ class Session:
         self.role = Role.DEVICE
         self.allocation: Allocation | None = None
         self.last_heard = now
-        self.deadline: float | None = None
-        """When ``timed_out`` wants to be called, monotonic seconds."""
+        self._allocate_by: float | None = None
+        self._read_by: float | None = None
         self._decoder = CapsuleDecoder(CLIENT_CAPSULES)
         self._capsules: deque[float] = deque(maxlen=CAPSULES_PER_SECOND)
         """When the last capsules came."""
@@ -170,7 +173,7 @@ class Session:
     def handshake_completed(self, now: float) -> None:
         """The handshake is complete: ALLOCATE is expected from here."""
         self._change(SessionChange.HANDSHAKE)
-        self.deadline = now + ALLOCATE_TIMEOUT
+        self._allocate_by = now + ALLOCATE_TIMEOUT
 
     def control_received(self, data: bytes, now: float, wall: float) -> None:
         """Bytes of stream 0 in order. What is not decoded yet counts as ``control_pending``."""
@@ -181,6 +184,10 @@ class Session:
 
     def resume_control(self, now: float, wall: float) -> None:
         """Decode what waits, as far as control output allows."""
+        self._decode(now, wall)
+        self._watch_backlog(now)
+
+    def _decode(self, now: float, wall: float) -> None:
         while self.state is not SessionState.CLOSED and self.link.control_backlog <= MAX_CONTROL_OUTPUT:
             try:
                 capsule = self._decoder.next()
@@ -202,6 +209,21 @@ class Session:
             return False
         times.append(now)
         return True
+
+    @property
+    def deadline(self) -> float | None:
+        """When ``timed_out`` wants to be called, monotonic seconds."""
+        if self._allocate_by is None or self._read_by is None:
+            return self._allocate_by or self._read_by
+        return min(self._allocate_by, self._read_by)
+
+    def _watch_backlog(self, now: float) -> None:
+        """See that a client that asks, and does not read the answers, does not wait for ever."""
+        is_over = self.state is SessionState.CLOSED or not self._decoder.pending
+        if is_over or self.link.control_backlog <= MAX_CONTROL_OUTPUT:
+            self._read_by = None
+        elif self._read_by is None:
+            self._read_by = now + READ_TIMEOUT
 
     @property
     def control_pending(self) -> int:
@@ -250,8 +272,12 @@ class Session:
 
     def timed_out(self, now: float, wall: float) -> None:
         """``deadline`` has come."""
-        if self.deadline is not None and now >= self.deadline:
-            self.deadline = None
+        if self._read_by is not None and now >= self._read_by:
+            self._read_by = None
+            if self.link.control_backlog > MAX_CONTROL_OUTPUT:
+                self._fail(ErrorCode.RATE_LIMITED, UNREAD, now, wall)
+        if self._allocate_by is not None and now >= self._allocate_by:
+            self._allocate_by = None
             if self.state is SessionState.CHOOSING:
                 self._fail(ErrorCode.ALLOCATE_TIMEOUT, "no ALLOCATE within 10 s of the handshake", now, wall)
 
@@ -371,7 +397,7 @@ class Session:
     def _allocate(self, request: Allocate, now: float, wall: float) -> None:
         challenge = Challenge(self._relay.policy.relay_id, self.link.certificate_sha256, self._nonce)
         answer = self._relay.allocate(self, request, challenge, now, wall)
-        self.deadline = None
+        self._allocate_by = None
         self._change(SessionChange.GRANTED)
         self.send(answer.encode())
         self._relay.announce(self)

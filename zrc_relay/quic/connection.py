@@ -56,6 +56,9 @@ MAX_DATAGRAM_FRAME: Final = 65535
 """What both sides advertise as max_datagram_frame_size (PROTOCOL §1)."""
 MAX_PENDING_CRYPTO: Final = 16 * 1024
 """Out-of-order CRYPTO bytes kept: several times the largest handshake message anyone sends us."""
+MAX_CRYPTO_FRAMES: Final = 256
+"""CRYPTO frames of a handshake, repeated ones and all: ten times what cutting and losing one to pieces makes. A packet holds some
+300, and each costs a search through the ranges."""
 MAX_CRYPTO_RANGES: Final = 64
 """Gaps in CRYPTO data: clients that shuffle their ClientHello make about ten."""
 MAX_STREAM_RANGES: Final = 256
@@ -102,6 +105,7 @@ class Connection(PathConnection):
         )
         self._ids = ids
         self._on_issued = on_issued
+        self._crypto_frames = 0
         self.egress = egress
         # The queue has the part of a deque's interface that QuicConnection uses.
         self._datagrams_pending = egress  # type: ignore[assignment]
@@ -174,7 +178,11 @@ class Connection(PathConnection):
         buf.seek(start)
         receiver = self._crypto_streams[context.epoch].receiver
         too_far = end - receiver.starting_offset() > MAX_PENDING_CRYPTO
-        if too_far or len(receiver._ranges) >= MAX_CRYPTO_RANGES:  # noqa: SLF001 - no public way
+        too_many = len(receiver._ranges) >= MAX_CRYPTO_RANGES  # noqa: SLF001 - no public way
+        if context.epoch is not Epoch.ONE_RTT:
+            self._crypto_frames += 1
+            too_many = too_many or self._crypto_frames > MAX_CRYPTO_FRAMES
+        if too_far or too_many:
             raise QuicConnectionError(
                 error_code=QuicErrorCode.CRYPTO_BUFFER_EXCEEDED,
                 frame_type=frame_type,

@@ -57,7 +57,6 @@ RESETS_PER_SECOND: Final = 100
 """Stateless resets sent each second: enough to let a full relay's clients know within some seconds after a restart."""
 MAX_FLUSH_ROUNDS: Final = 64
 """Flushing one connection can touch others (a close tells the other side); more rounds than this would be a loop."""
-
 MAX_TIMEOUTS: Final = 16
 """Connections whose time has come that are dealt with in one go, some 10 ms: handshakes of a flood have theirs all at once."""
 

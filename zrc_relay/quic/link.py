@@ -94,8 +94,7 @@ class RelayConnection:
         self._original_id = original_id
         self.first_destination_id = original_id if retry_id is None else retry_id
         """The connection id that the client uses until it knows one of ours: its own choice, or our Retry's."""
-        self.is_admitted = retry_id is not None
-        """Whether the client had shown a Retry token, and so was counted against its rate when it came."""
+        self.is_admitted = retry_id is not None  # with a Retry token, and so counted against its source's rate
         self.established = False
         self.finished = False
         self._first_path = path

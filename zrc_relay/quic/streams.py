@@ -28,10 +28,15 @@ from typing import Final, Protocol
 from zrc_relay.core.allocation import Allocation
 from zrc_relay.core.codes import StreamError
 from zrc_relay.core.counters import Counters, StreamReset
+from zrc_relay.core.limiter import TokenBucket
 from zrc_relay.core.records import STREAM_FORWARDED, STREAM_OVERSIZE, RecordDecoder
 from zrc_relay.core.varint import pull_varint
 from zrc_relay.quic.connection import Connection, is_unidirectional
 
+RECORDS_PER_SECOND: Final = 10_000
+"""Oversize records that one connection may send each second: 120 Mbit/s of the smallest ones that need to be records."""
+RECORDS_AT_ONCE: Final = 64
+"""Of these, how many at once: less than a millisecond of work."""
 MAX_GRANT: Final = 64 * 1024
 """Bytes that one stream may take from the caps in one go, so that streams of an allocation share them."""
 
@@ -111,6 +116,9 @@ class Forwarder:
         self._heads: dict[int, bytes] = {}
         """Streams of the client whose type has not arrived whole: less than eight bytes each, and as many as it may open."""
         self._records: dict[int, RecordDecoder] = {}
+        self._unread: dict[int, int] = {}
+        """Bytes of such streams that were not credited, because their records wait for the budget."""
+        self._budget = TokenBucket(RECORDS_PER_SECOND, RECORDS_AT_ONCE, 0.0)
         self._inbound: dict[int, Pipe] = {}
         """Pipes whose source is a stream of this connection, by its id."""
         self._outbound: dict[int, Pipe] = {}
@@ -132,7 +140,7 @@ class Forwarder:
         if pipe is not None:
             self._feed(pipe, data, ended=ended, now=now)
         elif stream_id in self._records:
-            self._oversize(stream_id, data)
+            self._oversize(stream_id, data, now)
         elif self._owner.quic.is_peer_stream(stream_id) and stream_id not in self._mirrors:
             self._head(stream_id, data, ended=ended, now=now)
         else:
@@ -142,6 +150,7 @@ class Forwarder:
         """The client reset its half of a stream."""
         self._owner.quic.forget_received(stream_id)
         self._records.pop(stream_id, None)
+        self._unread.pop(stream_id, None)  # `forget_received` has given it back
         pipe = self._inbound.pop(stream_id, None)
         if pipe is None:
             if self._owner.quic.is_peer_stream(stream_id) and stream_id not in self._mirrors:
@@ -174,11 +183,16 @@ class Forwarder:
             pipe.credit()
             if pipe.is_idle:
                 self._busy.discard(pipe)
+        for stream_id in list(self._unread):
+            if self._take_records(stream_id, now):
+                delay = self._budget.wait(RECORDS_AT_ONCE / 4, now)
+                again = delay if again is None else min(again, delay)
         if self._mirrors:
             self._release()
         for stream_id, waiting in list(self._mirroring.items()):
             if self._owner.quic.is_stream_done(stream_id):
                 del self._mirroring[stream_id]
+                self._outbound.pop(stream_id, None)
                 waiting.wake()
         return None if again is None else now + again
 
@@ -205,6 +219,7 @@ class Forwarder:
         self._busy.clear()
         self._heads.clear()
         self._records.clear()
+        self._unread.clear()
 
     def target_lost(self, pipe: Pipe) -> None:
         """The connection that a pipe of ours sends to has ended."""
@@ -231,7 +246,7 @@ class Forwarder:
             self._mirrors[stream_id] = (self._owner, None)
             self._records[stream_id] = RecordDecoder()
             quic.consume(stream_id, offset)
-            self._oversize(stream_id, data[offset:])
+            self._oversize(stream_id, data[offset:], now)
         else:
             quic.consume(stream_id, len(data))
             self._counters.streams_reset[StreamReset.UNKNOWN_TYPE] += 1
@@ -377,7 +392,7 @@ class Forwarder:
         """Let the client open a stream for each of its own that is done here, with its mirror."""
         quic = self._owner.quic
         for stream_id, (target, mirror_id) in list(self._mirrors.items()):
-            if not quic.is_stream_done(stream_id):
+            if not quic.is_stream_done(stream_id) or stream_id in self._unread:
                 continue
             pipe = self._inbound.get(stream_id)
             if pipe is not None and not pipe.closed:
@@ -390,9 +405,30 @@ class Forwarder:
             self._outbound.pop(stream_id, None)
             quic.allow_stream(stream_id)
 
-    def _oversize(self, stream_id: int, data: bytes) -> None:
-        # Consumed as it comes: a record that is not whole takes at most its own size, and a window smaller than a record must not
-        # stop it.
-        self._owner.quic.consume(stream_id, len(data))
-        for payload in self._records[stream_id].feed(data):
+    def _oversize(self, stream_id: int, data: bytes, now: float) -> None:
+        self._records[stream_id].push(data)
+        self._unread[stream_id] = self._unread.get(stream_id, 0) + len(data)
+        self._take_records(stream_id, now)
+
+    def _take_records(self, stream_id: int, now: float) -> bool:
+        """Take what the budget for records allows; whether some are left.
+
+        Records cost work whatever their size, and the smallest is one byte, so their number has a limit, too. Those that have to
+        wait are not credited; a record that is not whole is, because a window smaller than a record must not stop it.
+        """
+        decoder, budget = self._records[stream_id], self._budget
+        budget.available(now)
+        while budget.tokens >= 1:
+            payload = decoder.next()
+            if payload is None:
+                break
+            budget.tokens -= 1
             self._owner.datagram_received(payload)
+        left = decoder.pending if budget.tokens < 1 else 0
+        unread = self._unread[stream_id]
+        self._owner.quic.consume(stream_id, unread - left)
+        if left:
+            self._unread[stream_id] = left
+        else:
+            del self._unread[stream_id]
+        return bool(left)
