@@ -148,7 +148,8 @@ def prove() -> Verdict:
         f"{HOURS} hours: the session {'lives' if alive else 'IS LOST'}, {lost} of {ends[0].sent + ends[1].sent} datagrams lost, "
         f"{sum(len(end.streams_sent) for end in ends)} streams {'right' if right else 'WRONG'}, {refreshes} refreshes, "
         f"{names['session.moved']} moves, {updates} key updates, wall clock set {len(STEPS)} times; after the second hour "
-        f"{sum(counts[1].values())} items in {len(counts[1])} kinds of containers, after the last {sum(counts[-1].values())}; grown: "
+        f"{sum(counts[1].values())} items in {len(counts[1])} kinds of containers, "
+        f"after the last {sum(counts[-1].values())}; grown: "
         f"{grown or 'none'}; {time.process_time() - begun:.0f} s of CPU"
     ))
 
