@@ -16,6 +16,8 @@ import time
 from collections import Counter
 from typing import Any, Final
 
+from aioquic.quic.recovery import MAX_ACK_RANGES
+
 from figures._census import census
 from figures._common import Verdict
 from tests.harness import EPOCH, TestClient, World
@@ -47,8 +49,12 @@ HOSTS: Final = (("198.51.100.7", ()), ("203.0.113.5", ()), ("2001:db8::5", (0, 0
 """Where the ends move to."""
 SLACK: Final = 8
 """Items by which a container may differ from one quiet moment to another: timers, a packet or two not yet acknowledged."""
-BOUNDS: Final = {"Authoriser._verified": TOKEN_CACHE_SIZE, "Session._capsules": 2 * CAPSULES_PER_SECOND}
-"""What may go on growing after the second hour, up to what it may hold in all."""
+BOUNDS: Final = {
+    "Authoriser._verified": TOKEN_CACHE_SIZE,
+    "Session._capsules": 2 * CAPSULES_PER_SECOND,
+    "QuicPacketNumberWindow._received": 4 * (4 * MAX_ACK_RANGES + 1),
+}
+"""What may go on growing after the second hour, or goes up and down, and what it may hold in all (of two or four connections)."""
 FOREIGN: Final = frozenset(("Relay._observer", "Host.network", "TestClient.world", "TestClient.host", "TestClient.notices"))
 """The simulated world, and what a test keeps on purpose."""
 

@@ -48,6 +48,9 @@ SOCKET_BUFFER: Final = 4 * 1024 * 1024
 """Receive and send buffer asked of the kernel, in bytes; it may give less (net.core.rmem_max)."""
 _IPV6_RECVPKTINFO: Final = 49  # linux/in6.h; the socket module has it only on some builds
 _IP_PKTINFO: Final = 8  # linux/in.h, likewise
+_IP_MTU_DISCOVER: Final = 10  # linux/in.h
+_IPV6_MTU_DISCOVER: Final = 23  # linux/in6.h
+_PMTUDISC_PROBE: Final = 3  # linux/in.h and in6.h: set DF, fragment nothing, and believe no ICMP about what fits
 _PKTINFO4: Final = struct.Struct("=i4s4s")
 _PKTINFO6: Final = struct.Struct("=16si")
 
@@ -142,6 +145,9 @@ class UdpPort(udp.Port):
         made: socket.socket = super().createInternetSocket()
         if self._is_v6:
             made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            made.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_PROBE)  # RFC 9000 §14
+        else:
+            made.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_PROBE)
         if self._wildcard:
             if self._is_v6:
                 made.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVPKTINFO, 1)
