@@ -14,7 +14,8 @@ from zrc_relay.client.refresh import TokenSupplier
 from zrc_relay.core.codes import Role
 from zrc_relay.core.relay import Relay
 from zrc_relay.core.token import RelayToken
-from zrc_relay.quic.endpoint import Endpoint, EndpointSettings
+from zrc_relay.quic.endpoint import Endpoint
+from zrc_relay.quic.settings import EndpointSettings
 
 DIAL_TIMEOUT = 3.0
 

@@ -166,8 +166,22 @@ class FakeLink:
         self.hellos: list[bytes] = []
         self.capsules: list[Capsule | Unknown] = []
         self.datagrams: list[bytes] = []
+        self.route: object = (self.remote, self.local)
+        self.packets: list[bytes] = []
         self.closes: list[tuple[ErrorCode, str]] = []
         self._decoder = CapsuleDecoder(RELAY_CAPSULES)
+
+    def new_channel_id(self) -> bytes:
+        """One that depends on the link."""
+        return bytes.fromhex(self.name)[1:]
+
+    def send_packets(self, packets: list[bytes]) -> None:
+        """Remember."""
+        self.packets += packets
+
+    def send_train(self, train: bytes, size: int) -> None:
+        """Remember."""
+        self.packets += [train[start : start + size] for start in range(0, len(train), size)]
 
     def send_hello(self, data: bytes) -> None:
         """Remember."""

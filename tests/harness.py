@@ -32,8 +32,9 @@ from zrc_relay.core.tiers import Tier
 from zrc_relay.core.token import RelayToken, key_id
 from zrc_relay.core.wire import Address
 from zrc_relay.credentials import load_credentials
-from zrc_relay.quic.endpoint import Credentials, Endpoint, EndpointSettings
+from zrc_relay.quic.endpoint import Endpoint
 from zrc_relay.quic.ids import SECRET_SIZE, ConnectionIds
+from zrc_relay.quic.settings import Credentials, EndpointSettings
 from zrc_relay.quic.udp import Path, Receiver, SocketAddress
 
 EPOCH = 1_800_000_000.0
@@ -75,6 +76,9 @@ class Host:
 
     def send(self, data: bytes, to: SocketAddress) -> None:
         self.network.send(data, self, to)
+
+    def send_train(self, train: bytes, size: int, to: SocketAddress) -> None:
+        self.send_many([train[start : start + size] for start in range(0, len(train), size)], to)
 
     def send_many(self, packets: list[bytes], to: SocketAddress) -> None:
         for packet in packets:

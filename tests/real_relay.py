@@ -19,7 +19,7 @@ from zrc_relay.client.connect import connect
 from zrc_relay.client.connection import ClientConnection
 from zrc_relay.client.notices import NoticeEvent
 from zrc_relay.client.trust import Trust
-from zrc_relay.config import load_config
+from zrc_relay.config import Config, load_config
 from zrc_relay.core.codes import Role
 from zrc_relay.core.token import RelayToken
 from zrc_relay.service import RelayService
@@ -70,7 +70,10 @@ class Setup:
 
     def service(self) -> RelayService:
         """Start the relay in this process; it is stopped when the test ends."""
-        service = RelayService(load_config(path=self.made.config, environ={}, options={}), reactor)
+        def load() -> Config:
+            return load_config(path=self.made.config, environ={}, options={})
+
+        service = RelayService(load(), reactor, load=load)
         service.startService()
         self._case.addCleanup(service.stopService)
         self.port = service.quic.ports[0].local.port

@@ -100,6 +100,15 @@ class CheckConfigTests(SynchronousTestCase):
         self.assertEqual(result.exit_code, 0, result.output)
         self.assertRegex(result.stderr, r"\Azrc-relay: warning: everyone .*secret \(mode 0604\)\n\Z")
 
+    def test_admin_tokens_are_looked_at_as_well(self) -> None:
+        (self.directory / "tokens.toml").write_text('[[token]]\nname = "ops"\n[[token]]\nname = "two words"\n')
+        (self.directory / "tokens.toml").chmod(0o600)
+        settings = ("--admin-endpoint", "tcp:9434:interface=127.0.0.1", "--admin-tokens-path", self.directory / "tokens.toml")
+        result = zrc_relay("check-config", "-c", self.made.config, *settings)
+        self.assertEqual((result.exit_code, result.stdout), (2, ""))
+        for problem in ("token 1: scopes", "token 1: sha256", "token 2: name"):
+            self.assertEqual(result.stderr.count(f"tokens.toml: {problem}"), 1, result.stderr)
+
     def test_a_secret_is_no_option(self) -> None:
         result = zrc_relay("check-config", "-c", self.made.config, "--webhook-secret", "sesame-open-yourself")
         self.assertEqual(result.exit_code, 2)

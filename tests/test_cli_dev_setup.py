@@ -22,7 +22,7 @@ from zrc_relay.config import Config, load_config
 from zrc_relay.core.codes import Role
 from zrc_relay.core.token import RelayToken, key_id
 from zrc_relay.credentials import load_credentials
-from zrc_relay.quic.endpoint import Credentials
+from zrc_relay.quic.settings import Credentials
 from zrc_relay.service import load_device_keys
 
 FILES = {"cert.pem", "key.pem", "relay.toml", "devices.toml", "device.key", "peer.key", "token.txt"}

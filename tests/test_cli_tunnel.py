@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,8 @@ class End:
 class TunnelCase(RelayCase):
     """A relay, and tunnels to it."""
 
+    by_channel = False
+
     def setUp(self) -> None:
         super().setUp()
         self.ends: list[End] = []
@@ -105,7 +108,7 @@ class TunnelCase(RelayCase):
 
     async def open(self, key: Path, target: int | None = None, *, now: Any = None) -> End:
         told, warned = Lines(), Lines()
-        tunnel = Tunnel(tell=told, warn=warned) if now is None else Tunnel(tell=told, warn=warned, now=now)
+        tunnel = Tunnel(tell=told, warn=warned, now=now or time.monotonic, by_channel=self.by_channel)
         if target is None:
             local = LocalPort.listen(reactor, HERE, tunnel.from_local)
         else:

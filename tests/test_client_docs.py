@@ -16,9 +16,11 @@ from twisted.internet.task import deferLater
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.cli_support import PATIENCE, RelayCase, reactor
+from tests.real_relay import eventually
 from zrc_relay import client
 from zrc_relay.cli.keyfiles import read_key
 from zrc_relay.client import ClientConnection, ConnectFailed, ResilientConnection, connect
+from zrc_relay.client.stats import Tally
 
 PAGE = Path(__file__).parent.parent / "docs" / "client.md"
 BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
@@ -47,10 +49,12 @@ class PageTests(SynchronousTestCase):
 
     def test_every_method_that_the_page_names_exists(self) -> None:
         text = PAGE.read_text(encoding="utf-8")
-        for owner, kind in (("relay", ClientConnection), ("relay", ResilientConnection), ("stream", client.RelayStream)):
+        channel = client.Channel(Tally())
+        owners = ("relay", ClientConnection), ("relay", ResilientConnection), ("stream", client.RelayStream), ("channel", channel)
+        for owner, kind in owners:
             for name in set(re.findall(rf"`(?:await |async for payload in )?{owner}\.(\w+)", text)):
                 known = hasattr(kind, name) or name in ("protocol", "peer_present", "peer_max_payload")
-                self.assertTrue(known or (kind is ClientConnection and name == "is_connected"), f"{kind.__name__}.{name}")
+                self.assertTrue(known or (kind is ClientConnection and name == "is_connected"), f"{owner}.{name} of {kind}")
 
     def test_no_line_is_longer_than_the_others(self) -> None:
         prose = [line for line in PAGE.read_text(encoding="utf-8").splitlines() if not line.startswith("|")]
@@ -81,7 +85,7 @@ class ExampleTests(RelayCase):
         return relay
 
     def test_there_are_no_examples_but_these(self) -> None:
-        self.assertEqual(set(self.examples), {"ask", "answer", "serve_streams", "send_file", "stay", "never_mind"})
+        self.assertEqual(set(self.examples), {"ask", "answer", "serve_streams", "send_file", "beside", "stay", "never_mind"})
 
     async def test_a_question_and_its_answer(self) -> None:
         answering = self.run_example("answer", self.made.device_key)
@@ -132,6 +136,17 @@ class ExampleTests(RelayCase):
         await self.run_example("send_file", self.made.peer_key, file=BytesIO(content)).addTimeout(PATIENCE, reactor)
         await keeper.ended.addTimeout(PATIENCE, reactor)
         self.assertEqual(bytes(keeper.got), content)
+
+    async def test_packets_beside_quic(self) -> None:
+        got: list[bytes] = []
+        relay = await self.other_end(self.made.device_key)
+        channel = await relay.open_channel(lambda payload: channel.send(b"you sent: " + payload))
+        send = await self.run_example("beside", self.made.peer_key, on_packet=got.append)
+        send(b"something")
+        await eventually(lambda: got, "an answer")
+        self.assertEqual(got, [b"you sent: something"])
+        self.assertEqual(self.service.relay.counters.channel_packets, 2)
+        await relay.release()
 
     async def test_a_supplied_token(self) -> None:
         got: list[bytes] = []

@@ -28,11 +28,13 @@ from zrc_relay.config import (
     load_config,
     option_parameters,
 )
+from zrc_relay.config_endpoints import TcpEndpoint
 from zrc_relay.config_external import Secret
 from zrc_relay.config_reference import example_toml, reference_markdown
 from zrc_relay.config_table import SECRETS
 from zrc_relay.core.sources import Rate
 from zrc_relay.core.tiers import BUILT_IN_TIERS, Tier
+from zrc_relay.logs.levels import LogFormat, LogLevel
 
 Options = Mapping[str, str | None]
 
@@ -56,7 +58,10 @@ ANOTHER = {
     "max_connections_per_side": "2", "default_bandwidth_limit": "1 MB/s", "default_quota": "2 GB",
     "global_bandwidth_limit": "1 Gbit/s", "bandwidth_burst": "50ms", "stream_window": "64 KiB", "max_streams": "16",
     "max_pending_streams": "3", "egress_queue_bytes": "128 KiB", "egress_queue_age": "20ms", "base_udp_payload": "1250",
-    "max_udp_payload": "1300", "fast_path": "false", "drain_timeout": "1s", "state_dir": "/x/state",
+    "max_udp_payload": "1300", "channels": "false", "fast_path": "false", "drain_timeout": "1s", "state_dir": "/x/state",
+    "admin_endpoint": "unix:/x/admin.sock:mode=660", "admin_tokens_path": "/x/t.toml", "admin_unix_trust": "true",
+    "audit_log": "/x/audit.log",
+    "observe_endpoint": "unix:/x/observe.sock", "log_format": "text", "log_level": "warn", "qlog_dir": "/x/qlog",
     "security_log": "/x/security.log", "webhook_url": "https://abuse.example/in?tenant=1", "webhook_secret_path": "/x/secret",
     "webhook_ca_path": "/x/ca.pem", "bouncer_url": "http://127.0.0.1:8080", "bouncer_key_path": "/x/key",
     "bouncer_ca_path": "/x/ca.pem", "bouncer_interval": "1min",
@@ -74,7 +79,9 @@ WRONG = {
     "max_allocations": "0", "max_connections_per_side": "65", "default_bandwidth_limit": "0", "default_quota": "0",
     "global_bandwidth_limit": "10 Mb/s", "bandwidth_burst": "0", "stream_window": "15 KiB", "max_streams": "1",
     "max_pending_streams": "-1", "egress_queue_bytes": "65535", "egress_queue_age": "11s", "base_udp_payload": "1199",
-    "max_udp_payload": "9000", "fast_path": "perhaps", "drain_timeout": "soon", "state_dir": "",
+    "max_udp_payload": "9000", "channels": "maybe", "fast_path": "perhaps", "drain_timeout": "soon", "state_dir": "",
+    "admin_endpoint": "tcp:9434", "admin_tokens_path": "", "admin_unix_trust": "perhaps", "audit_log": "",
+    "observe_endpoint": "tcp:65536", "log_format": "xml", "log_level": "loud", "qlog_dir": "",
     "security_log": "", "webhook_url": "http://abuse.example/", "webhook_secret_path": "", "webhook_ca_path": "",
     "bouncer_url": "https://engine.example/?x=1", "bouncer_key_path": "", "bouncer_ca_path": "", "bouncer_interval": "500ms",
     "trust": "everybody", "self_certified_tier": "Free", "connection_rate": "0/s", "allocation_rate": "10", "rejoin_rate": "-1/s",
@@ -85,6 +92,7 @@ WRONG = {
 
 COMPANIONS: Mapping[str, Mapping[str, str]] = {
     "webhook_url": {"webhook_secret_path": "/x/secret"}, "bouncer_url": {"bouncer_key_path": "/x/key"},
+    "admin_endpoint": {"admin_tokens_path": "/x/t.toml"},
 }
 """Settings that others need beside them."""
 
@@ -139,7 +147,11 @@ class Table(LoadingTestCase):
         "handshake_timeout": 5.0, "keepalive_interval": 15.0, "max_allocations": 1000, "max_connections_per_side": 4,
         "default_bandwidth_limit": 1_250_000, "default_quota": 10**9, "global_bandwidth_limit": None, "bandwidth_burst": 0.1,
         "stream_window": 262144, "max_streams": 32, "max_pending_streams": 64, "egress_queue_bytes": 262144,
-        "egress_queue_age": 0.1, "base_udp_payload": 1232, "max_udp_payload": 1452, "fast_path": True, "drain_timeout": 30.0,
+        "egress_queue_age": 0.1, "base_udp_payload": 1232, "max_udp_payload": 1452, "channels": True, "fast_path": True,
+        "drain_timeout": 30.0,
+        "observe_endpoint": TcpEndpoint(9433, "127.0.0.1"),
+        "admin_endpoint": None, "admin_tokens_path": None, "admin_unix_trust": False, "audit_log": None,
+        "log_format": LogFormat.AUTO, "log_level": LogLevel.INFO, "qlog_dir": None, "log_levels": {},
         "state_dir": None, "security_log": None, "webhook_url": None,
         "webhook_secret_path": None, "webhook_ca_path": None, "bouncer_url": None, "bouncer_key_path": None,
         "bouncer_ca_path": None, "bouncer_interval": 10.0, "webhook_secret": None, "bouncer_key": None, "tiers": BUILT_IN_TIERS,
@@ -157,8 +169,8 @@ class Table(LoadingTestCase):
     def test_what_is_required(self) -> None:
         self.assertEqual({name for name, setting in SETTINGS.items() if setting.is_required}, set(REQUIRED))
 
-    def test_every_field_but_the_secrets_and_the_tiers_is_a_setting(self) -> None:
-        self.assertEqual([*SETTINGS, *SECRETS, "tiers"], [item.name for item in fields(Config)])
+    def test_every_field_but_the_secrets_and_the_tables_is_a_setting(self) -> None:
+        self.assertEqual([*SETTINGS, *SECRETS, "tiers", "log_levels"], [item.name for item in fields(Config)])
 
     def test_values_have_the_type_that_the_field_says(self) -> None:
         hints = typing.get_type_hints(Config)
@@ -290,6 +302,33 @@ class Sources(LoadingTestCase):
     def test_a_port_that_somebody_set_is_not_mistaken_for_one_of_those(self) -> None:
         [problem] = self.problems(environ={**variables_of(REQUIRED), "ZRC_RELAY_PORT": "4433"})
         self.assertEqual(problem.setting, "ZRC_RELAY_PORT")
+
+
+class LogLevels(LoadingTestCase):
+    """R8, issue "logs": levels by namespace are a table of the TOML file."""
+
+    def test_a_table_of_namespaces(self) -> None:
+        config = self.load(toml_of(REQUIRED) + '[log_levels]\n"zrc_relay.quic" = "debug"\ntwisted = "ERROR"\n')
+        self.assertEqual(config.log_levels, {"zrc_relay.quic": LogLevel.DEBUG, "twisted": LogLevel.ERROR})
+
+    def test_every_problem_is_named(self) -> None:
+        problems = self.problems(
+            toml_of(REQUIRED) + '[log_levels]\nx = "loud"\n"no namespace" = "info"\nzrc_relay.quic = "info"\nlisten_port = 1\n'
+        )
+        self.assertEqual({problem.setting: problem.right for problem in problems}, {
+            'log_levels."x"': 'must be "debug", "info", "warn", "error" or "critical"',
+            'log_levels."no namespace"': 'must be the name of a module, such as "zrc_relay.quic"',
+            'log_levels."zrc_relay"': "put the namespace in quotation marks",
+            'log_levels."listen_port"': "move it above the first [table]",
+        })
+
+    def test_it_is_a_table(self) -> None:
+        [problem] = self.problems('log_levels = "debug"\n' + toml_of(REQUIRED))
+        self.assertEqual(problem.right, "write a [log_levels] table of namespaces and levels")
+
+    def test_the_table_cannot_come_from_elsewhere(self) -> None:
+        [problem] = self.problems(toml_of(REQUIRED), environ={"ZRC_RELAY_LOG_LEVELS": "debug"})
+        self.assertEqual(problem.right, "did you mean ZRC_RELAY_LOG_LEVEL?")
 
 
 class Tiers(LoadingTestCase):
@@ -663,7 +702,7 @@ class Generated(LoadingTestCase):
     def test_the_example_gives_every_setting_and_tier_with_its_default(self) -> None:
         text = re.sub(r"^#(?=[a-z_]+ = |\[)", "", example_toml(), flags=re.MULTILINE)
         document = tomllib.loads(text)
-        self.assertEqual(set(document), {*SETTINGS, "tiers"})
+        self.assertEqual(set(document), {*SETTINGS, "tiers", "log_levels"})
         self.assertEqual(set(document["tiers"]), set(BUILT_IN_TIERS))
         for table in document["tiers"].values():
             self.assertEqual(list(table), ["bandwidth_limit", "quota", "allocations"])

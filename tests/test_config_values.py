@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
+from zrc_relay.config_endpoints import ListenOn
 from zrc_relay.config_units import ByteRate, Duration, EventRate, Integer, Size
 from zrc_relay.config_values import (
     Boolean,
     Choice,
-    Endpoint,
     FilePath,
     HexId,
     IPAddress,
@@ -365,30 +365,6 @@ class TierNames(KindTestCase):
         self.assert_refuses(TierName(), "is not understood", "", "Free", "-x", "a" * 33, "a b")
 
 
-class Endpoints(KindTestCase):
-    """R8: endpoints as Twisted writes them, or off."""
-
-    def test_types(self) -> None:
-        for text in (
-            "tcp:9433:interface=127.0.0.1", "tcp:port=9433", "tcp6:9433", "unix:/run/x.sock:mode=600",
-            "systemd:domain=INET:index=0", "ssl:443:privateKey=k.pem",
-        ):
-            self.assert_parses(Endpoint(), text, text, f" {text} ")
-
-    def test_slips_are_noticed(self) -> None:
-        self.assert_refuses(Endpoint(), "not understood", "", "9433", "tcp:", "/run/x.sock")
-        self.assert_refuses(Endpoint(), 'begins with "tpc"', "tpc:9433")
-        self.assert_refuses(Endpoint(), "where the port belongs", "tcp:127.0.0.1:9433", "tcp:http", "tcp:65536", "tcp:٣")
-        self.assert_refuses(Endpoint(), "wrong type", 9433)
-
-    def test_off(self) -> None:
-        self.assert_parses(OrNone(Endpoint()), None, "off")
-
-    def test_writing_and_reading_gives_the_same(self) -> None:
-        self.assert_survives_writing(OrNone(Endpoint()), "tcp:9433")
-        self.assert_survives_writing(OrNone(Endpoint()), None)
-
-
 class Quotations(SynchronousTestCase):
     """R8: complaints quote what was given, on one line and short."""
 
@@ -419,7 +395,7 @@ class NeverAnythingButValueError(SynchronousTestCase):
     @given(
         st.sampled_from((
             DURATION, SIZE, BYTE_RATE, INTEGER, EventRate(), Boolean(), Choice(Colour), HexId(16), FilePath(), IPAddress(),
-            IPAddressList(), Endpoint(), OrNone(SIZE),
+            IPAddressList(), ListenOn(), OrNone(SIZE),
         )),
         st.recursive(
             st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.datetimes()

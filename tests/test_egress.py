@@ -14,8 +14,8 @@ from zrc_relay.client.errors import PayloadTooLarge
 from zrc_relay.client.notices import DatagramsDropped, MaxPayloadChanged, PeerJoined
 from zrc_relay.core.codes import DropCause, Role
 from zrc_relay.quic.egress import EgressQueue
-from zrc_relay.quic.endpoint import EndpointSettings
 from zrc_relay.quic.link import RelayConnection
+from zrc_relay.quic.settings import EndpointSettings
 
 
 class QueueTests(SynchronousTestCase):

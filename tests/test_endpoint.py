@@ -12,7 +12,8 @@ from tests.raw_quic import Initial, Raw, ScriptedClient, leftovers
 from zrc_relay.core.codes import ErrorCode, Role
 from zrc_relay.core.counters import Handshake, InputDrop
 from zrc_relay.quic import endpoint as endpoint_module
-from zrc_relay.quic.endpoint import RETIRED_ID_LIFETIME, EndpointSettings
+from zrc_relay.quic.endpoint import RETIRED_ID_LIFETIME
+from zrc_relay.quic.settings import EndpointSettings
 from zrc_relay.quic.udp import SocketAddress
 
 UNKNOWN_VERSION = 0x1A2A3A4A
@@ -51,7 +52,8 @@ class FirstByteTests(SynchronousTestCase):
         self.assertEqual(counters.packets_received - received, 1 + 256 * 8)
         dropped = {cause: counters.input_dropped[cause] - before[cause] for cause in InputDrop}
         self.assertEqual(sum(dropped.values()), 1 + 256 * 8)
-        self.assertEqual(dropped[InputDrop.FIRST_BYTE], (60 + 64) * 8)
+        self.assertEqual(dropped[InputDrop.FIRST_BYTE], (59 + 64) * 8)
+        self.assertEqual(dropped[InputDrop.CHANNEL], 8)
         self.assertEqual(dropped[InputDrop.STUN], 4 * 8)
         self.assertEqual(dropped[InputDrop.UNKNOWN_CONNECTION], 64 * 8)
         self.assertEqual(self.world.endpoint.connections, connections)

@@ -84,7 +84,9 @@ def transplant(source: Connection, target: Connection) -> None:
     keys, other = vars(source)["_keys"], vars(target)["_keys"]
     for mine, theirs in ((other.recv, keys.recv), (other.send, keys.send)):
         mine.setup(cipher_suite=theirs.cipher_suite, secret=theirs.secret, version=theirs.version)
-    for name in ("_host_cids", "host_cid", "_packet_number", "_close_at", "_spin_bit", "_spin_highest_pn", "_host_cid_seq"):
+    for name in (
+        "_host_cids", "host_cid", "_packet_number", "_close_at", "_spin_bit", "_spin_highest_pn", "_host_cid_seq", "acks_sent",
+    ):
         value = vars(source)[name]
         vars(target)[name] = list(value) if isinstance(value, list) else value
     vars(target)["_peer_cid"] = replace(vars(source)["_peer_cid"])
@@ -96,9 +98,7 @@ def transplant(source: Connection, target: Connection) -> None:
         mine.ack_queue.subtract(held.start, held.stop)
     for held in theirs.ack_queue:
         mine.ack_queue.add(held.start, held.stop)
-    vars(mine.received_packets).update({
-        name: set(value) if isinstance(value, set) else value for name, value in vars(theirs.received_packets).items()
-    })
+    vars(mine.received_packets).update(vars(theirs.received_packets))
     for space in (mine, theirs):
         space.sent_packets.clear()
         space.ack_at = space.loss_time = None

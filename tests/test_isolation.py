@@ -96,7 +96,7 @@ class OwnErrorTests(IsolationCase):
 
     def test_when_streams_are_moved_on(self) -> None:
         self.patch(self.connection.streams, "pump", explode)
-        self.device.send_datagram(b"x")
+        self.open_stream(self.device)
         self.check(closed=self.device, unharmed=self.peer)
 
     def test_when_a_datagram_is_forwarded(self) -> None:
@@ -106,7 +106,7 @@ class OwnErrorTests(IsolationCase):
 
     def test_when_packets_are_made(self) -> None:
         self.patch(self.connection.quic, "datagrams_to_send", explode)
-        self.device.send_datagram(b"x")
+        self.device.send_control(raw.capsule(raw.LIST_RELAYS))
         self.world.run(0.1)
         # What cannot make packets cannot say goodbye either. The client finds out by what it sends next.
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 2)
@@ -120,7 +120,7 @@ class OwnErrorTests(IsolationCase):
 
     def test_when_the_path_is_looked_at(self) -> None:
         self.patch(self.connection.quic, "_probe_path", explode)
-        self.device.send_datagram(b"x")
+        self.device.send_control(raw.capsule(raw.LIST_RELAYS))
         self.world.run(0.1)
         self.flushLoggedErrors(ZeroDivisionError)
         self.assertIsNone(self.find(self.device))

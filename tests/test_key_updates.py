@@ -211,7 +211,7 @@ class ByTheClientTests(SynchronousTestCase):
         scene.device.quic.request_key_update()
         scene.talk(5)
         self.assertEqual([quic.key_updates for quic in scene.ends], [1, 0])
-        scene.talk(50)
+        scene.talk(65)
         self.assertEqual([quic.key_updates for quic in scene.ends], [1, 1], "the first began to count again")
 
 

@@ -20,8 +20,8 @@ from tests.relay_view import (
 )
 from zrc_relay.core.codes import DropCause, NoticeCode
 from zrc_relay.core.relay import Policy
-from zrc_relay.quic.endpoint import EndpointSettings
 from zrc_relay.quic.pmtu import RAISE_INTERVAL, STEP
+from zrc_relay.quic.settings import EndpointSettings
 from zrc_relay.quic.udp import SocketAddress
 
 BASE, MAXIMUM = 1232, 1452

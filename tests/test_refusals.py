@@ -77,12 +77,12 @@ class IndependentTests(SynchronousTestCase):
         world.run(0.1)
         self.assertEqual((device.datagrams, peer.datagrams), ([b"to the device"], [b"to the peer"]))
 
-    def test_hello_says_that_both_must_prove(self) -> None:
+    def test_hello_says_that_both_must_prove_and_that_there_are_channels(self) -> None:
         world = world_of()
         client = ScriptedClient(world)
         world.run(0.1)
         self.assertEqual(client.hello[0], 1)
-        self.assertEqual(client.hello[49:], (0b101).to_bytes(4, "big"))
+        self.assertEqual(client.hello[49:], (0b111).to_bytes(4, "big"))
 
     def test_challenges_are_different_each_time(self) -> None:
         world = world_of()

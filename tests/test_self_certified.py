@@ -74,7 +74,7 @@ class DeviceTests(SelfCertifiedTestCase):
 
     def test_hello_asks_devices_for_a_proof(self) -> None:
         self.scene = open_scene(proving_roles=frozenset())
-        self.assertEqual(self.scene.connect().hello.features, HelloFeature.DEVICES_PROVE)
+        self.assertEqual(self.scene.connect().hello.features, HelloFeature.DEVICES_PROVE | HelloFeature.CHANNELS)
 
     def test_the_key_of_somebody_else_makes_it_known_to_nobody(self) -> None:
         client = self.scene.connect()

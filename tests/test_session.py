@@ -99,8 +99,12 @@ class HelloTests(SynchronousTestCase):
             (frozenset({Role.PEER}), HelloFeature.PEERS_PROVE),
             (frozenset[Role](), HelloFeature(0)),
         ):
-            client = Scene(proving_roles=roles).connect(handshake=False)
+            client = Scene(proving_roles=roles, channels=False).connect(handshake=False)
             self.assertEqual(client.hello, Hello(RELAY_ID, client.nonce, features))
+
+    def test_it_says_whether_there_are_channels(self) -> None:
+        client = Scene(proving_roles=frozenset()).connect(handshake=False)
+        self.assertEqual(client.hello.features, HelloFeature.CHANNELS)
 
     def test_it_is_said_once(self) -> None:
         client = Scene().bind(Role.DEVICE)
@@ -155,11 +159,12 @@ class CapsuleTests(SessionTestCase):
         client.feed(ListRelays().encode())
         self.assertEqual(client.link.capsules, [Relays((RelayEntry(b"instance", RELAY_ADDRESS, 25, draining=True),))])
 
-    def test_channels_are_not_offered_and_the_session_goes_on(self) -> None:
+    def test_where_channels_are_not_offered_the_session_goes_on(self) -> None:
+        self.scene = Scene(channels=False)
         device, peer = self.scene.pair()
         for capsule in (OpenChannel(), CloseChannel()):
             device.feed(capsule.encode())
-        self.assertEqual(device.errors, [ErrorCode.PROTOCOL_ERROR] * 2)
+        self.assertEqual(device.errors, [ErrorCode.PROTOCOL_ERROR])
         device.datagram(b"x")
         self.assertEqual(peer.link.datagrams, [b"x"])
 
@@ -409,7 +414,7 @@ class EndTests(SessionTestCase):
         device.link.remote = Address("203.0.113.9", 999)
         device.session.moved()
         self.assertEqual(
-            self.scene.observer.named("session.moved"), [{"connection": device.link.name, "remote": "203.0.113.9:999"}],
+            self.scene.observer.named("session.moved"), [{**device.session.ids, "remote": "203.0.113.9:999"}],
         )
 
     def test_closes_are_counted_by_code(self) -> None:

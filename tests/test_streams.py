@@ -15,7 +15,7 @@ from zrc_relay.core.codes import DropCause
 from zrc_relay.core.counters import StreamReset
 from zrc_relay.core.relay import Policy
 from zrc_relay.core.tiers import Tier
-from zrc_relay.quic.endpoint import EndpointSettings
+from zrc_relay.quic.settings import EndpointSettings
 from zrc_relay.quic.streams import RECORDS_AT_ONCE, RECORDS_PER_SECOND
 
 WINDOW = 256 * 1024

@@ -15,7 +15,6 @@ entries of the file for a network that it speaks of are passed over, and so are 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator
 from math import inf, isfinite
 from pathlib import Path
@@ -26,6 +25,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from zrc_relay.core.cidr import Access, AccessLists, Entry, Network
+from zrc_relay.statefile import replace_file
 
 FILE_NAME: Final = "access.json"
 FORMAT: Final = 1
@@ -109,13 +109,15 @@ class AccessStore:
 
         def write() -> None:
             if path is not None:
-                _write(path, entries)
+                replace_file(path, _pieces(entries))
 
         def ended(result: Any) -> None:
             self._saving = None
             if isinstance(result, Failure):
                 self.failures += 1
-                self._log.error("the lists of networks cannot be kept: {problem}", problem=str(result.value))
+                self._log.error(
+                    "the lists of networks cannot be kept: {problem}", event="access.not_saved", problem=str(result.value)
+                )
             else:
                 self._saved = changes
             done.callback(None)
@@ -146,23 +148,11 @@ def _encode(entry: Entry) -> str:
     return json.dumps(item)
 
 
-def _write(path: Path, entries: Iterable[Entry]) -> None:
-    """Write the file; ``OSError`` when that is not possible, and then the old one is as it was."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    scratch = path.with_suffix(".new")
+def _pieces(entries: Iterable[Entry]) -> Iterator[str]:
     # Entry by entry: encoding a long list in one call would keep the interpreter, and with it the packets, all the while.
-    with os.fdopen(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
-        file.write(f'{{"format": {FORMAT}, "entries": [')
-        separator = "\n"
-        for entry in entries:
-            file.write(separator + _encode(entry))
-            separator = ",\n"
-        file.write("\n]}\n")
-        file.flush()
-        os.fsync(file.fileno())
-    scratch.replace(path)
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)  # so that the new name is on the disk, too
-    finally:
-        os.close(directory)
+    yield f'{{"format": {FORMAT}, "entries": ['
+    separator = "\n"
+    for entry in entries:
+        yield separator + _encode(entry)
+        separator = ",\n"
+    yield "\n]}\n"

@@ -24,10 +24,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
+from zrc_relay.config_endpoints import UnixEndpoint
 from zrc_relay.config_external import MAX_SECRET, Secret
 from zrc_relay.config_table import (
     CONFIG_VARIABLE,
+    CTL_VARIABLES,
     ENVIRONMENT_PREFIX,
+    LOG_LEVELS_TABLE,
     NOWHERE,
     SECRETS,
     SETTINGS,
@@ -41,8 +44,9 @@ from zrc_relay.config_table import (
     TrustModel,
     option_parameters,
 )
-from zrc_relay.config_values import TIER_NAME, show
+from zrc_relay.config_values import NAMESPACE, TIER_NAME, quote, show
 from zrc_relay.core.tiers import BUILT_IN_TIERS, Tier
+from zrc_relay.logs.levels import LogLevel
 
 __all__ = [
     "CONFIG_VARIABLE", "SETTINGS", "TIER_KEYS", "Config", "ConfigError", "Problem", "RequireProof", "Section",
@@ -106,6 +110,7 @@ class _Loading:
         self._values: dict[str, Any] = {}
         self._sources: dict[str, str] = {}
         self._tier_tables: dict[str, dict[str, int | None]] = {}
+        self._log_levels: dict[str, LogLevel] = {}
         self._problems: list[Problem] = []
         self._unusable: set[str] = set()
         """Settings that were given, but wrongly: not missing, and not to be compared with others."""
@@ -127,8 +132,11 @@ class _Loading:
             for name, raw in document.items():
                 if name == TIERS_TABLE:
                     self._read_tiers(raw)
+                elif name == LOG_LEVELS_TABLE:
+                    self._read_log_levels(raw)
                 else:
-                    self._read(name, raw, source=self._toml, base=path.parent, known=[*SETTINGS, TIERS_TABLE])
+                    known = [*SETTINGS, TIERS_TABLE, LOG_LEVELS_TABLE]
+                    self._read(name, raw, source=self._toml, base=path.parent, known=known)
 
     def read_environment(self, environ: Mapping[str, str]) -> None:
         """Take in the variables that begin with the prefix."""
@@ -139,7 +147,9 @@ class _Loading:
                 self._parse(known[variable], raw, f"variable {variable}", self._cwd)
             elif variable in secrets:
                 self._parse_secret(secrets[variable], raw)
-            elif variable.startswith(ENVIRONMENT_PREFIX) and variable != CONFIG_VARIABLE and not _is_service_link(variable, raw):
+            elif variable == CONFIG_VARIABLE or variable in CTL_VARIABLES or _is_service_link(variable, raw):
+                continue
+            elif variable.startswith(ENVIRONMENT_PREFIX):
                 remedy = _remedy(variable, [*known, *secrets, CONFIG_VARIABLE], "unset it", prefix=ENVIRONMENT_PREFIX)
                 self._problem(variable, "environment", "unknown variable", remedy)
 
@@ -164,7 +174,9 @@ class _Loading:
         tiers = {
             name: _tier(name, BUILT_IN_TIERS.get(name, default), changes) for name, changes in self._tier_tables.items()
         }
-        return Config(**self._values, tiers=MappingProxyType({**BUILT_IN_TIERS, **tiers}))
+        return Config(
+            **self._values, tiers=MappingProxyType({**BUILT_IN_TIERS, **tiers}), log_levels=MappingProxyType(self._log_levels)
+        )
 
     def _read(self, name: str, raw: object, *, source: str, base: Path, known: list[str]) -> None:
         setting = SETTINGS.get(name)
@@ -224,6 +236,26 @@ class _Loading:
                     self._problem(f"{where}.{key}", self._toml, f"{show(raw)} {error}", f"must be {kind.expected}")
         return changes
 
+    def _read_log_levels(self, raw: object) -> None:
+        if not isinstance(raw, dict):
+            right = f"write a [{LOG_LEVELS_TABLE}] table of namespaces and levels"
+            self._problem(LOG_LEVELS_TABLE, self._toml, f"{show(raw)} is no table", right)
+            return
+        kind = SETTINGS["log_level"].kind
+        for namespace, level in raw.items():
+            where = f"{LOG_LEVELS_TABLE}.{quote(namespace)}"
+            if namespace in SETTINGS:
+                self._problem(where, self._toml, "a setting inside a table", "move it above the first [table]")
+            elif not NAMESPACE.fullmatch(namespace):
+                self._problem(where, self._toml, "not a namespace", 'must be the name of a module, such as "zrc_relay.quic"')
+            elif isinstance(level, dict):
+                self._problem(where, self._toml, "a table in the table", "put the namespace in quotation marks")
+            else:
+                try:
+                    self._log_levels[namespace] = kind.parse(level, NOWHERE)
+                except ValueError as error:
+                    self._problem(where, self._toml, f"{show(level)} {error}", f"must be {kind.expected}")
+
     def _miss(self, setting: Setting) -> None:
         """A required setting was not given; there may be another one that makes it unnecessary."""
         if setting.unless is not None:
@@ -253,6 +285,7 @@ class _Loading:
             )
 
         self._compare_admission()
+        self._compare_admin()
         self._compare_secrets("webhook_url", "webhook_secret")
         self._compare_secrets("bouncer_url", "bouncer_key")
 
@@ -269,6 +302,19 @@ class _Loading:
         if tier is not None and tier not in known:
             right = f"must be one of {', '.join(known)}"
             self._problem("self_certified_tier", self._source("self_certified_tier"), f"there is no tier {show(tier)}", right)
+
+    def _compare_admin(self) -> None:
+        """An admin endpoint that nobody could use is a slip."""
+        if self._unusable & {"admin_endpoint", "admin_tokens_path", "admin_unix_trust"}:
+            return
+        endpoint = self._values.get("admin_endpoint")
+        trusts_peers = self._values.get("admin_unix_trust", False)
+        if trusts_peers and endpoint is not None and not isinstance(endpoint, UnixEndpoint):
+            right = f"must be a unix: endpoint ({self._source('admin_endpoint')}), or admin_unix_trust false"
+            self._problem("admin_unix_trust", self._source("admin_unix_trust"), "there is no UNIX socket", right)
+        elif endpoint is not None and not trusts_peers and self._values.get("admin_tokens_path") is None:
+            right = "name a file of tokens with admin_tokens_path, or set admin_unix_trust for a unix: endpoint"
+            self._problem("admin_endpoint", self._source("admin_endpoint"), "nobody could use it", right)
 
     def _compare_secrets(self, url: str, name: str) -> None:
         """Exactly one source for the secret that goes with a URL."""

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from zrc_relay.config_table import (
     CONFIG_VARIABLE,
     ENVIRONMENT_PREFIX,
+    LOG_LEVELS_TABLE,
     NOWHERE,
     SETTINGS,
     TIER_KEYS,
@@ -17,6 +18,7 @@ from zrc_relay.config_table import (
 )
 from zrc_relay.config_values import quote
 from zrc_relay.core.tiers import BUILT_IN_TIERS, DEFAULT_MAX_ALLOCATIONS, Tier
+from zrc_relay.reloadable import RELOADABLE
 
 _EXAMPLES = {
     "quic_cert_path": "cert.pem",
@@ -59,9 +61,41 @@ Where a setting may be `none`, `off` says the same. A cap of 0 is refused, so th
 """
 
 
+_RELOAD_NOTES = """\
+* Running connections keep the certificate that they have shown, and what was agreed on with them in the handshake (windows,
+  streams, `quic_idle_timeout`, path MTU, `fast_path`, queues); new ones get the new one.
+* Running allocations get the limits that their token and the tier of their device give them now, within seconds, and both sides
+  are told. A quota that came down below what was used ends the allocation with its next byte. Absent sides are waited for as long
+  as `wait_timeout` and `idle_timeout` say now. `allocation_timeout` and `max_token_lifetime` hold from the next token on.
+* What sources have done so far counts under the new rates, event by event.
+* `max_allocations` below what there is ends nothing; nobody new is let in until there are fewer.
+* The contents of `device_keys_path`, `quic_cert_path` and `quic_key_path` are read again even if the settings did not change.
+  Keys and networks that were added or taken away at run time stay so; for a network that the configuration speaks of it has the
+  last word.
+"""
+
+
 def reference_markdown() -> str:
     """The page ``docs/configuration.md``."""
-    return "\n".join([_INTRODUCTION, *_reference_sections(), *_reference_tiers()]) + "\n"
+    return "\n".join([_INTRODUCTION, *_reference_sections(), *_reference_tiers(), *_reference_log_levels()]) + "\n"
+
+
+def _reference_log_levels() -> Iterator[str]:
+    yield "\n## Log levels\n"
+    yield (
+        f"A `[{LOG_LEVELS_TABLE}]` table, in the TOML file only, gives parts of the program a `log_level` of their own. A part "
+        "is a Python package, module or class, in quotation marks because of the dots; the longest name that fits decides. "
+        "[logs.md](logs.md) has every line that there is.\n"
+    )
+    yield f'```toml\n[{LOG_LEVELS_TABLE}]\n"zrc_relay.quic" = "debug"\n"twisted" = "warn"\n```\n'
+    yield "## Reload\n"
+    yield (
+        "SIGHUP, or an administrator, makes the relay read everything again: the file, and the same variables and options as at "
+        "the start. Either all of it is in order and holds from then on, or nothing is changed and the log says why. These "
+        "settings take part; the others need a restart, and the log names those of them that were changed.\n"
+    )
+    yield ", ".join(f"`{name}`" for name in [*SETTINGS, TIERS_TABLE, LOG_LEVELS_TABLE] if name in RELOADABLE) + ".\n"
+    yield _RELOAD_NOTES.rstrip()
 
 
 def _reference_sections() -> Iterator[str]:
@@ -130,6 +164,9 @@ def _example_tiers() -> Iterator[str]:
         yield f"\n#[{TIERS_TABLE}.{tier.name}]"
         for key, (name, kind, _) in TIER_KEYS.items():
             yield f"#{key} = {kind.toml(getattr(tier, name))}"
+    yield "\n\n## Levels of parts of the log; what is not named has log_level"
+    yield f"\n#[{LOG_LEVELS_TABLE}]"
+    yield '#"zrc_relay" = "info"'
 
 
 def _settings_of(section: Section) -> list[Setting]:

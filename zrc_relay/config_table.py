@@ -18,6 +18,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
+from zrc_relay.config_endpoints import ListenOn, StreamEndpoint
 from zrc_relay.config_external import HttpUrl, Secret
 from zrc_relay.config_units import ByteRate, Duration, EventRate, Integer, Size
 from zrc_relay.config_values import (
@@ -36,11 +37,17 @@ from zrc_relay.config_values import (
 from zrc_relay.core.cidr import Network
 from zrc_relay.core.sources import Rate
 from zrc_relay.core.tiers import BUILT_IN_TIERS, DEFAULT_MAX_ALLOCATIONS, Tier
+from zrc_relay.logs.levels import LogFormat, LogLevel
 
 ENVIRONMENT_PREFIX: Final = "ZRC_RELAY_"
 CONFIG_VARIABLE: Final = "ZRC_RELAY_CONFIG"
 """Names the TOML file; not a setting itself."""
+CTL_ENDPOINT_VARIABLE: Final = "ZRC_RELAY_CTL_ENDPOINT"
+CTL_TOKEN_VARIABLE: Final = "ZRC_RELAY_CTL_TOKEN"  # noqa: S105 - the name of the variable
+CTL_VARIABLES: Final = frozenset((CTL_ENDPOINT_VARIABLE, CTL_TOKEN_VARIABLE))
+"""Read by ``zrc-relay ctl``, which may share its environment with a relay; the relay passes them over."""
 TIERS_TABLE: Final = "tiers"
+LOG_LEVELS_TABLE: Final = "log_levels"
 
 
 @unique
@@ -164,6 +171,9 @@ def _secret(path_setting: str, minimum: int) -> Mapping[str, Any]:
     return {"path_setting": path_setting, "minimum": minimum}
 
 
+NO_LOG_LEVELS: Final[Mapping[str, LogLevel]] = MappingProxyType({})
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """All settings, parsed. Durations are seconds, sizes bytes, bandwidths bytes per second, paths absolute; None: none.
@@ -284,6 +294,9 @@ class Config:
         "1452", Integer(1200, 8952, "bytes"), Section.FORWARDING,
         "Largest UDP payload that is tried on a path; at least base_udp_payload.")
 
+    channels: bool = _default(
+        "true", Boolean(), Section.FORWARDING,
+        "Whether clients may open channels: UDP packets, encrypted end to end, that are passed on as they are, beside QUIC.")
     fast_path: bool = _default(
         "true", Boolean(), Section.FORWARDING,
         "Whether packets that hold only datagrams and acknowledgements take the short way; false is for finding faults.")
@@ -292,6 +305,31 @@ class Config:
         "30s", Duration("0s", "1h"), Section.OPERATION, "How long a relay that is stopping waits for its clients to leave.")
     state_dir: Path | None = _default(
         "none", OrNone(FilePath()), Section.OPERATION, "Directory for what should outlive a restart; none keeps nothing.")
+    observe_endpoint: StreamEndpoint | None = _default(
+        "tcp:9433:interface=127.0.0.1", OrNone(ListenOn()), Section.OPERATION,
+        "Where /health, /ready and /metrics are served over HTTP; off serves them nowhere.")
+    admin_endpoint: StreamEndpoint | None = _default(
+        "none", OrNone(ListenOn(is_private=True)), Section.OPERATION,
+        "Where the relay is administered over HTTP; off, the default, nowhere.")
+    admin_tokens_path: Path | None = _default(
+        "none", OrNone(FilePath()), Section.OPERATION,
+        "TOML file with a [[token]] table for each bearer token of the admin endpoint; nobody but its owner may write it.")
+    admin_unix_trust: bool = _default(
+        "false", Boolean(), Section.OPERATION,
+        "Whether root and the relay's own user need no token on an admin endpoint that is a UNIX socket.")
+    audit_log: Path | None = _default(
+        "none", OrNone(FilePath()), Section.OPERATION,
+        "File for who did what by the admin endpoint or by signals, one JSON object on each line; none writes that with the log.")
+
+    log_format: LogFormat = _default(
+        "auto", Choice(LogFormat), Section.OPERATION,
+        "What the program's log looks like: text, or a JSON object on each line; auto is text on a terminal and else JSON.")
+    log_level: LogLevel = _default(
+        "info", Choice(LogLevel), Section.OPERATION,
+        "The least important lines that are logged; a [log_levels] table says otherwise for parts of the program.")
+    qlog_dir: Path | None = _default(
+        "none", OrNone(FilePath()), Section.OPERATION,
+        "Directory for recordings of single connections in qlog format, which administrators ask for; none allows none.")
 
     security_log: Path | None = _default(
         "none", OrNone(FilePath()), Section.EXTERNAL,
@@ -321,6 +359,9 @@ class Config:
 
     tiers: Mapping[str, Tier] = field(default_factory=lambda: BUILT_IN_TIERS, hash=False)
     """The tiers by name: built in, changed or added by ``[tiers.<name>]`` tables."""
+
+    log_levels: Mapping[str, LogLevel] = field(default_factory=lambda: NO_LOG_LEVELS, hash=False)
+    """Levels by namespace: a module of the program or what is in it."""
 
     def default_tier(self) -> Tier:
         """What a device without a tier may have."""

@@ -11,7 +11,7 @@ back into text. The rules:
 * A thing that is absent is written "none" (or "off"), never 0: on the wire 0 means "no limit" in one place and "the tier's own"
   in another, and in a file nobody should have to know which.
 
-Numbers with units are in ``config_units``.
+Numbers with units are in ``config_units``, endpoints in ``config_endpoints``.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ _BOOLEANS: Final[Mapping[str, bool]] = {
 }
 TIER_NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 """What a tier may be called: short and plain, because metrics are labelled with it."""
+NAMESPACE: Final = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
+"""What a part of the program may be called in the log."""
 _HEX: Final = re.compile(r"[0-9a-fA-F]+")
-_ENDPOINT: Final = re.compile(r"([a-z0-9]+):(.+)", re.DOTALL)
-_ENDPOINT_TYPES: Final = ("tcp", "tcp6", "ssl", "unix", "systemd")
 
 
 class Kind(Protocol[T_co]):
@@ -378,31 +378,6 @@ def _strings(value: object) -> list[str]:
     if not isinstance(value, tuple):
         raise TypeError(value)
     return [str(item) for item in value]
-
-
-@dataclass(frozen=True, slots=True)
-class Endpoint(Quoted):
-    """Where to listen for a stream protocol, in Twisted's words. Only the beginning is checked; the rest shows in use."""
-
-    @property
-    def expected(self) -> str:
-        """See ``Kind``."""
-        return 'an endpoint such as "tcp:9433:interface=127.0.0.1" or "unix:/run/zrc-relay/admin.sock:mode=600"'
-
-    def parse(self, raw: object, base: Path) -> str:  # noqa: ARG002 - the seam's signature
-        """See ``Kind``."""
-        text = text_of(raw)
-        match = _ENDPOINT.fullmatch(text)
-        if match is None:
-            raise ValueError(NOT_UNDERSTOOD)
-        if match[1] not in _ENDPOINT_TYPES:
-            msg = f"begins with {show(match[1])}, which is none of {', '.join(_ENDPOINT_TYPES)}"
-            raise ValueError(msg)
-        port = match[2].partition(":")[0].removeprefix("port=")
-        if match[1].startswith("tcp") and not (port.isascii() and port.isdigit() and int(port) <= MAX_PORT):
-            msg = f"has {show(port)} where the port belongs"
-            raise ValueError(msg)
-        return text
 
 
 @dataclass(frozen=True, slots=True)

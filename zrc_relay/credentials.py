@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 
 from zrc_relay.quic.congestion import CONGESTION_CONTROL
 from zrc_relay.quic.connection import ALPN, MAX_DATAGRAM_FRAME
-from zrc_relay.quic.endpoint import Credentials
+from zrc_relay.quic.settings import Credentials
 from zrc_relay.quic.stateless import SUPPORTED_VERSIONS
 
 _SIGNING_KEYS = (ec.EllipticCurvePrivateKey, ed25519.Ed25519PrivateKey, ed448.Ed448PrivateKey, rsa.RSAPrivateKey)

@@ -27,6 +27,11 @@ class LineFile:
         self._torn = False
         self._file: FileIO | None = _open(path)
 
+    @property
+    def is_failing(self) -> bool:
+        """Whether the last line could not be written."""
+        return self._failing
+
     def write(self, line: str) -> None:
         """Append ``line`` and a newline in one call, so that lines of several processes do not mix."""
         if self._file is None:
@@ -44,7 +49,10 @@ class LineFile:
         self._torn = False
         if self._failing:
             self._failing = False
-            self._log.info("{path} can be written again; {failures} lines were lost", path=str(self.path), failures=self.failures)
+            self._log.info(
+                "{path} can be written again; {failures} lines were lost", event="file.recovered",
+                path=str(self.path), failures=self.failures,
+            )
 
     def reopen(self) -> None:
         """Go on in the file that has the name now, after it was rotated; if that fails, in the one that is open."""
@@ -54,7 +62,8 @@ class LineFile:
             opened = _open(self.path)
         except OSError as error:
             self._log.error(
-                "{path} cannot be opened again, the old file goes on: {problem}", path=str(self.path), problem=str(error.strerror)
+                "{path} cannot be opened again, the old file goes on: {problem}", event="file.not_reopened",
+                path=str(self.path), problem=str(error.strerror),
             )
             return
         self._file.close()
@@ -71,7 +80,7 @@ class LineFile:
         self.failures += 1
         if not self._failing:
             self._failing = True
-            self._log.error("cannot write to {path}: {problem}", path=str(self.path), problem=problem)
+            self._log.error("cannot write to {path}: {problem}", event="file.failed", path=str(self.path), problem=problem)
 
 
 def _open(path: Path) -> FileIO:

@@ -252,7 +252,7 @@ class SecurityLog:
         if self._file is not None:
             self._file.write(line)
         else:
-            self._log.info("security {line}", line=line, security=record)
+            self._log.info("security {line}", event="record.security", line=line, record=record)
         for sink in self.sinks:
             sink.offer(record)
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import time
 from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any, NoReturn
 
 from twisted.python import usage
 
 from zrc_relay.config import ConfigError, find_config, load_config, option_parameters
 from zrc_relay.credentials import CredentialsError
+from zrc_relay.inputs import log_settings_of
+from zrc_relay.logs.twistd import install
 from zrc_relay.service import RelayService, StartError
 from zrc_relay.signals import Signals
 
@@ -30,12 +35,34 @@ class Options(usage.Options):
 class RelayProcess(RelayService):
     """A relay that is a process of its own: what keeps it from starting ends the process, with one line and no traceback."""
 
+    signals: Signals | None = None
+    """Its handlers of signals, which are there before anything listens."""
+
+    def setServiceParent(self, parent: Any) -> None:  # noqa: N802 - Twisted's name
+        """Join the application, and give it this relay's log; twistd begins to log when that is done."""
+        try:
+            self.log = install(parent, sys.argv[1:], log_settings_of(self.config), time.monotonic)
+        except OSError as error:
+            give_up([f"cannot write the log {error.filename}: {error.strerror}"], STATUS_CANNOT_START)
+        super().setServiceParent(parent)
+
     def privilegedStartService(self) -> None:
         """Bind the sockets, or exit."""
+        if self.signals is not None:
+            self.signals.install()
         try:
             super().privilegedStartService()
         except StartError as error:
             give_up(str(error).splitlines(), STATUS_CANNOT_START)
+
+    def startService(self) -> None:
+        """Start, and put what is there by then, code for the most part, out of the garbage collector's sight.
+
+        It would look at all of that again each time, and keep every packet waiting for some 30 ms.
+        """
+        super().startService()
+        gc.collect()
+        gc.freeze()
 
 
 def makeService(options: Mapping[str, str | None]) -> RelayService:
@@ -51,12 +78,14 @@ def build_service(options: Mapping[str, str], reactor: Any = None) -> RelayServi
     given = dict(options)
     path = find_config(os.environ, given.pop("config", None))
     try:
-        service = RelayProcess(load_config(path=path, environ=os.environ, options=given), reactor)
+        load = partial(load_config, path=path, environ=dict(os.environ), options=given, cwd=Path.cwd())
+        service = RelayProcess(load(), reactor, load=load)
     except ConfigError as error:
         give_up([str(problem) for problem in error.problems])
     except (CredentialsError, StartError) as error:
         give_up(str(error).splitlines())
-    Signals(service, reactor).setServiceParent(service)
+    service.signals = Signals(service, reactor)
+    service.signals.setServiceParent(service)
     return service
 
 

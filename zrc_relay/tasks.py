@@ -25,6 +25,8 @@ class Ticker(Service):
         self._function = function
         self._call: DelayedCall | None = None
         self.failures = 0
+        self.is_failing = False
+        """Whether the last call of the function raised."""
         self.setName(name)
 
     def startService(self) -> None:
@@ -46,8 +48,10 @@ class Ticker(Service):
         self._call = None
         try:
             self._function()
+            self.is_failing = False
         except Exception:
             self.failures += 1
-            self._log.failure("the background task {task} failed; it goes on", task=self.name)
+            self.is_failing = True
+            self._log.failure("the background task {task} failed; it goes on", event="task.failed", task=self.name)
         if self.running:
             self._schedule()

@@ -20,7 +20,7 @@ from zrc_relay.core.admission import AdmissionSettings
 from zrc_relay.core.cidr import Access, AccessLists, Entry, Network
 from zrc_relay.core.sources import Rate
 from zrc_relay.core.wire import Address
-from zrc_relay.logs import EventLog
+from zrc_relay.logs.eventlog import EventLog
 from zrc_relay.quic.stateless import initial_close, parse_long_header
 from zrc_relay.securitylog import SecurityLog
 
@@ -46,6 +46,10 @@ class Nowhere:
         """See ``Sender``."""
         del to
         self.last = data
+
+    def send_train(self, train: bytes, size: int, to: object) -> None:
+        """See ``Sender``."""
+        self.send_many([train[start : start + size] for start in range(0, len(train), size)], to)
 
     def send_many(self, packets: list[bytes], to: object) -> None:
         """See ``Sender``."""

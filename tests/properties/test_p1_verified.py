@@ -54,8 +54,10 @@ class Forger(Machine):
 
     @initialize(target=minted)
     def first_token(self) -> bytes:
-        """There is always something to forge."""
-        return self.mint(DEVICE, 0, 3600, 1000, 1000)
+        """There is always something to forge, and somebody for whom a better token would be worth something."""
+        token = self.mint(DEVICE, 0, 3600, 1000, 1000)
+        self.a_good_token_is_taken(token, Role.DEVICE)
+        return token
 
     def mint(self, device: SigningKey, number: int, life: int, bandwidth: int, quota: int) -> bytes:
         """A token as a device makes it."""
@@ -86,29 +88,29 @@ class Forger(Machine):
     @rule(target=forged, token=minted, at=st.integers(0, 179), bits=st.integers(1, 255))
     def flip_bits(self, token: bytes, at: int, bits: int) -> bytes:
         """Change one byte."""
-        return token[:at] + bytes((token[at] ^ bits,)) + token[at + 1 :]
+        return self.tried(token[:at] + bytes((token[at] ^ bits,)) + token[at + 1 :])
 
     @rule(target=forged, token=minted, mask=st.binary(min_size=180, max_size=180))
     def noise(self, token: bytes, mask: bytes) -> bytes:
         """Change many bytes."""
-        return bytes(a ^ b for a, b in zip(token, mask, strict=True))
+        return self.tried(bytes(a ^ b for a, b in zip(token, mask, strict=True)))
 
     @rule(target=forged, first=minted, second=minted, at=st.integers(1, 179))
     def splice(self, first: bytes, second: bytes, at: int) -> bytes:
         """The beginning of one token and the end of another."""
-        return first[:at] + second[at:]
+        return self.tried(first[:at] + second[at:])
 
     @rule(target=forged, first=minted, second=minted, field=st.sampled_from(FIELDS))
     def graft(self, first: bytes, second: bytes, field: tuple[int, int]) -> bytes:
         """One field of another token."""
         begin, end = field
-        return first[:begin] + second[begin:end] + first[end:]
+        return self.tried(first[:begin] + second[begin:end] + first[end:])
 
-    @rule(target=forged, token=minted, field=st.sampled_from(FIELDS[4:7]), value=st.binary(min_size=8, max_size=8))
-    def better_terms(self, token: bytes, field: tuple[int, int], value: bytes) -> bytes:
-        """A later expiry or a higher limit under the old signature."""
-        begin, end = field
-        return token[:begin] + value[: end - begin] + token[end:]
+    @rule(target=forged, token=minted, later=st.integers(0, 3000), limits=st.none() | st.binary(min_size=12, max_size=12))
+    def better_terms(self, token: bytes, later: int, limits: bytes | None) -> bytes:
+        """A later expiry, other limits, or both, under the old signature."""
+        expires_at = int.from_bytes(token[96:104], "little") + later
+        return self.tried(token[:96] + expires_at.to_bytes(8, "little") + (limits or token[104:SIGNED]) + token[SIGNED:])
 
     @rule(target=forged, token=minted, signer=st.sampled_from((STRANGER, PEER, SECOND)), bandwidth=st.integers(0, 2**32 - 1))
     def sign_for_another(self, token: bytes, signer: SigningKey, bandwidth: int) -> bytes:
@@ -116,40 +118,47 @@ class Forger(Machine):
         made = sign(signer, token[:104] + bandwidth.to_bytes(4, "little") + token[108:SIGNED])
         if id_of(signer) == token[32:64]:
             self.signed[made] = signer
-        return made
+        return self.tried(made)
 
     @rule(target=forged, token=minted)
     def own_device(self, token: bytes) -> bytes:
         """The allocation of another device, under a key of one's own that nobody has pinned."""
-        return sign(STRANGER, token[:32] + id_of(STRANGER) + token[64:SIGNED])
+        return self.tried(sign(STRANGER, token[:32] + id_of(STRANGER) + token[64:SIGNED]))
 
     @rule(target=forged, token=minted)
     def other_scalar(self, token: bytes) -> bytes:
         """The same signature written in another way, which RFC 8032 §5.1.7 forbids."""
         scalar = int.from_bytes(token[148:], "little") + GROUP_ORDER
-        return token[:148] + scalar.to_bytes(32, "little")
+        return self.tried(token[:148] + scalar.to_bytes(32, "little"))
 
     @rule(target=forged, token=minted, signature=st.sampled_from((bytes(64), b"\1" + bytes(63), b"\xff" * 64)))
     def simple_signature(self, token: bytes, signature: bytes) -> bytes:
         """Signatures that sloppy verifiers take."""
-        return token[:SIGNED] + signature
+        return self.tried(token[:SIGNED] + signature)
 
     @rule(target=forged, token=minted, device=st.sampled_from(PINNED))
     def other_message(self, token: bytes, device: SigningKey) -> bytes:
         """A signature that the device has made, of something else: of the claims themselves instead of their digest."""
-        return token[:SIGNED] + device.sign(token[:SIGNED]).signature
+        return self.tried(token[:SIGNED] + device.sign(token[:SIGNED]).signature)
 
     # -- what is done with them
 
-    @rule(data=st.one_of(minted, forged), role=st.sampled_from(Role))
-    def allocate(self, data: bytes, role: Role) -> None:
-        """Present it with ALLOCATE, on a connection of its own."""
-        client = self.scene.connect()
-        self._present(data, client, Allocate(role, data[16:32], data[64:96], data).encode())
-        if client.is_bound:
-            self.clients.append(client)
-        elif not self._is_good(data):
-            self.case.assertIn(client.close_code, NOT_A_TOKEN)
+    def tried(self, data: bytes) -> bytes:
+        """``data``, after it was presented in every way; it is kept, and may be good for something later."""
+        self.allocate(data)
+        self.refresh_where_it_fits(data)
+        return data
+
+    @rule(data=st.one_of(minted, forged))
+    def allocate(self, data: bytes) -> None:
+        """Present it with ALLOCATE on two connections: having seen it once must not make it better."""
+        for role in Role:
+            client = self.scene.connect()
+            self._present(data, client, Allocate(role, data[16:32], data[64:96], data).encode())
+            if client.is_bound:
+                self.clients.append(client)
+            elif not self._is_good(data):
+                self.case.assertIn(client.close_code, NOT_A_TOKEN)
 
     @rule(data=st.one_of(minted, forged), index=st.integers(0, 100))
     def refresh(self, data: bytes, index: int) -> None:
@@ -157,6 +166,15 @@ class Forger(Machine):
         bound = [client for client in self.clients if client.is_bound]
         if bound:
             self._present(data, bound[index % len(bound)], Refresh(data).encode())
+
+    @rule(data=st.one_of(minted, forged))
+    def refresh_where_it_fits(self, data: bytes) -> None:
+        """Present it with REFRESH to the allocation that it names, if somebody is bound to it."""
+        for client in self.clients:
+            allocation = client.session.allocation
+            if client.is_bound and allocation is not None and allocation.key == (data[32:64], data[16:32]):
+                self._present(data, client, Refresh(data).encode())
+                return
 
     def _present(self, data: bytes, client: FakeClient, capsule: bytes) -> None:
         before = self._state()

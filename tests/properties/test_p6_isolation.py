@@ -3,7 +3,7 @@
 Two allocations have the same traffic at the same time, and the same expiry. In one of them something goes wrong: an exception is
 raised at some call of some method that works for it, once or each time from then on, or its client does something that the
 protocol forbids. Then the other's *transcript*, that is all that its ends have ever heard and when, must be that of a run in
-which nothing went wrong.
+which nothing went wrong, and so must be what it has used of its quota and its bandwidth after each step.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from typing import Any, Final
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.harness import RELAY_ADDRESS
 from tests.properties.settings import EXAMPLES, PropertyTestCase, cases, explained
 from tests.properties.traffic import End, Scene, payload
-from tests.raw_quic import LIST_RELAYS, REFRESH, capsule, varint
+from tests.raw_quic import DEVICE, LIST_RELAYS, PEER, REFRESH, capsule, varint
 from zrc_relay.core.allocation import Allocation
 from zrc_relay.core.relay import Relay
 from zrc_relay.core.session import Session
@@ -31,12 +32,18 @@ from zrc_relay.quic.fastpath import FastPath
 from zrc_relay.quic.link import RelayConnection
 from zrc_relay.quic.oversize import OversizeSender
 from zrc_relay.quic.streams import Forwarder
+from zrc_relay.quic.udp import Path
 
 SCRIPTS: Final = 8
 """Different courses of traffic; what happens without an error is found out once for each."""
 WRONG, CONCERNED = b"goes wrong......", b"is not concerned"
 LIFE: Final = 4
 """Seconds that both allocations live."""
+WRONG_LIMIT, CONCERNED_LIMIT = 20_000, 100_000
+"""Bandwidths in bytes a second. The one that goes wrong is throttled, its burst used up, so that drops and delays can go wrong,
+too; the other one never is, but anybody who touches its bucket is seen for most of a second."""
+BATCH: Final = 0.0063
+"""Seconds in which what both allocations send at a step gathers before the relay: longer than it is under way."""
 SAME_TIME: Final = 0.001
 """Seconds: the simulated clock goes on by a millionth for each call that is made at once, and an error makes some."""
 
@@ -129,12 +136,45 @@ MISDEEDS: Final[dict[str, Callable[[End], None]]] = {
 }
 
 
+class Gathering:
+    """A ``Receiver`` that only keeps what comes."""
+
+    def __init__(self) -> None:
+        self.packets: list[tuple[bytes, Path]] = []
+
+    def datagram_received(self, data: bytes, path: Path) -> None:
+        """See ``Receiver``."""
+        self.packets.append((data, path))
+
+    def batch_done(self) -> None:
+        """See ``Receiver``."""
+
+    def send_blocked(self) -> None:
+        """See ``Receiver``."""
+
+    def makeConnection(self, transport: object) -> None:
+        """See ``Receiver``."""
+
+    def doStop(self) -> None:
+        """See ``Receiver``."""
+
+
 class Watched(Scene):
     """A scene whose sweeper goes on after an exception, as the service's does."""
 
     def __init__(self) -> None:
         self.sweep_failures = 0
         super().__init__()
+
+    def run_in_one_batch(self, seconds: float) -> None:
+        """Run, and let all that arrives at the relay meanwhile be one batch in the end."""
+        relay = self.network.hosts[RELAY_ADDRESS]
+        gathering = relay.receiver = Gathering()
+        self.run(seconds)
+        relay.receiver = self.endpoint
+        for data, path in gathering.packets:
+            self.endpoint.datagram_received(data, path)
+        self.endpoint.batch_done()
 
     def _sweep(self) -> None:
         try:
@@ -181,6 +221,8 @@ class Outcome:
     heard: list[list[object]]
     ended: list[tuple[object, object]]
     times: list[list[float]]
+    used: list[tuple[int, float]]
+    """After each step: bytes transferred, and what is left of the bandwidth's burst."""
 
 
 def play(script: int, *, wrong: Fault | str | None) -> tuple[Outcome, int]:
@@ -193,9 +235,10 @@ def play(script: int, *, wrong: Fault | str | None) -> tuple[Outcome, int]:
         if injector is not None:
             stack.enter_context(injector.installed())
         scene = Watched()
-        # The one that goes wrong is throttled besides, and its burst used up, so that drops and delays can go wrong, too.
-        pairs = [Pair(scene, WRONG, bandwidth_limit=20_000), Pair(scene, CONCERNED)]
+        pairs = [Pair(scene, WRONG, bandwidth_limit=WRONG_LIMIT)]
         scene.use_up_bursts()
+        pairs.append(Pair(scene, CONCERNED, bandwidth_limit=CONCERNED_LIMIT))
+        used: list[tuple[int, float]] = []
         witnesses = [Witness(scene, end) for end in pairs[1].ends]
         rng = random.Random(script)  # noqa: S311 - a script is the same each time
         ways = rng.sample(range(len(Pair.WAYS)), len(Pair.WAYS))
@@ -208,9 +251,11 @@ def play(script: int, *, wrong: Fault | str | None) -> tuple[Outcome, int]:
             side, size = rng.randrange(2), rng.choice((0, 10, 1000, 4000))
             for pair in pairs:
                 pair.send(way, side, payload(script, step, size))
-            scene.run(rng.choice((0.0, 0.001, 0.01, 0.3)))
+            scene.run_in_one_batch(BATCH)
+            scene.run(rng.choice((0.0, 0.001, 0.0113, 0.3)))
             for pair in pairs:
                 pair.go_on()
+            used += pairs[1].used()
         scene.run(pairs[1].expires_at + 1.0 - scene.wall())
         ended = [
             (fields["reason"], fields["bytes_transferred"])
@@ -222,6 +267,7 @@ def play(script: int, *, wrong: Fault | str | None) -> tuple[Outcome, int]:
         [witness.heard for witness in witnesses],
         ended,
         [witness.times for witness in witnesses],
+        used,
     )
     return outcome, injector.times_raised if injector is not None else 1
 
@@ -237,7 +283,16 @@ class Pair:
         self._token = scene.token(allocation_id=name, expires_at=self.expires_at, **token)
         self._key = (self._token.device_id, name)
         self._data = self._token.encode()
-        self.ends = scene.ends(allocation_id=name, expires_at=self.expires_at, **token)
+        self.ends = (End(scene), End(scene))
+        device, peer = self.ends
+        scene.run(0.05)
+        device.allocate(self._data, role=DEVICE)
+        scene.run(0.05)
+        for _ in range(2):
+            device.send_datagram(b"nobody is there yet")  # it hears of the first drop at once, and of the other one later
+        scene.run(0.05)
+        peer.allocate(self._data, role=PEER)
+        scene.run(0.05)
         self._third: End | None = None
         self._third_asked = False
 
@@ -278,6 +333,13 @@ class Pair:
             self._third_asked = True
             third.allocate(self._data)
 
+    def used(self) -> list[tuple[int, float]]:
+        """The bytes that it has transferred, and those that it could at once, if it lives."""
+        allocation = self._scene.relay.table.get(self._key)
+        if allocation is None or allocation.bucket is None:
+            return []
+        return [(allocation.bytes_transferred, allocation.bucket.available(self._scene.now()))]
+
     def concerned(self) -> list[object]:
         """Every object of the relay that works for this allocation alone."""
         allocation = self._scene.relay.table.get(self._key)
@@ -317,7 +379,10 @@ class IsolationTests(PropertyTestCase):
         self.assertEqual(outcome.ended, expected.ended)
         for times, others in zip(outcome.times, expected.times, strict=True):
             for time, other in zip(times, others, strict=True):
-                self.assertAlmostEqual(time, other, delta=SAME_TIME)
+                self.assertLessEqual(abs(time - other), SAME_TIME, f"something was heard at {time:.6f} instead of {other:.6f}")
+        self.assertEqual([each for each, _ in outcome.used], [each for each, _ in expected.used])
+        for (_, left), (_, other) in zip(outcome.used, expected.used, strict=True):
+            self.assertLessEqual(abs(left - other), SAME_TIME * CONCERNED_LIMIT, f"{left:.0f} bytes left, not {other:.0f}")
         return times_raised
 
     def test_an_exception_in_one_allocation_changes_nothing_in_another(self) -> None:

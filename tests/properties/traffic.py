@@ -87,6 +87,13 @@ class End(ScriptedClient):
         self.sent_datagrams.append(payload)
         self.send_datagram(payload)
 
+    def burst(self, payloads: Sequence[bytes]) -> None:
+        """Several at once, as many to a packet as fit."""
+        self.sent_datagrams += payloads
+        for payload in payloads:
+            self.quic.send_datagram_frame(payload)
+        self.flush()
+
     def record(self, payload: bytes) -> None:
         """As an oversize record, of any size up to 65,535."""
         head = b""

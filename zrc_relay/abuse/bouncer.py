@@ -112,7 +112,7 @@ class Bouncer(Loop):
         self._is_behind = False
         self._health.succeeded()
         if everything:
-            self._log.info("{decisions} decisions are followed", decisions=self.decisions)
+            self._log.info("{decisions} decisions are followed", event="bouncer.decisions", decisions=self.decisions)
         return self._interval
 
     async def _ask(self, *, everything: bool) -> bytes:

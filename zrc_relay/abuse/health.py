@@ -32,7 +32,10 @@ class Health:
     def succeeded(self) -> None:
         """An exchange went well."""
         if self.failures_in_a_row:
-            self._log.info("{what} works again, after {failures} failures", what=self._what, failures=self.failures_in_a_row)
+            self._log.info(
+                "{what} works again, after {failures} failures", event="external.recovered",
+                what=self._what, failures=self.failures_in_a_row,
+            )
         self.failures_in_a_row = 0
         self.last_success = self._wall()
 
@@ -41,7 +44,9 @@ class Health:
         self.failures += 1
         self.failures_in_a_row += 1
         if self.failures_in_a_row == 1:
-            self._log.error("{what} does not work, and is tried again: {problem}", what=self._what, problem=problem)
+            self._log.error(
+                "{what} does not work, and is tried again: {problem}", event="external.failed", what=self._what, problem=problem
+            )
 
     def backoff(self) -> float:
         """Seconds until the next attempt: doubled with each failure in a row, and shortened by up to half at random.

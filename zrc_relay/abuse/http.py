@@ -85,7 +85,7 @@ class HttpClient:
         host = parts.hostname or ""
         if parts.scheme == "https":
             # Made once: reading the host's certificates takes longer than a packet may wait.
-            creator: Any = _StrictTLS(host, trust_root(ca_path) if ca_path is not None else None)
+            creator: Any = StrictTLS(host, trust_root(ca_path) if ca_path is not None else None)
             self._endpoint: Callable[[], Any] = lambda: wrapClientTLS(creator, self._host(host, parts.port or 443))
         else:
             self._endpoint = lambda: self._host(host, parts.port or 80)
@@ -128,22 +128,22 @@ def _timed_out(result: object, timeout: float) -> NoReturn:
     raise HttpError(msg)
 
 
-def _reason(error: BaseException) -> BaseException:
+def root_cause(error: BaseException) -> BaseException:
     """What is behind an error of Twisted's client, which wraps others."""
     reasons = getattr(error, "reasons", None)
     if reasons and isinstance(reasons[0], Failure) and reasons[0].value is not None:
-        return _reason(reasons[0].value)
+        return root_cause(reasons[0].value)
     return error
 
 
 def is_cancelled(error: BaseException) -> bool:
     """Whether somebody did not want to wait any longer."""
-    return isinstance(_reason(error), CancelledError)
+    return isinstance(root_cause(error), CancelledError)
 
 
 def describe(error: BaseException) -> str:
     """What went wrong, in a few words."""
-    error = _reason(error)
+    error = root_cause(error)
     if isinstance(error, VerificationError):
         return "the server's certificate is for another name"
     if isinstance(error, CertificateError):
@@ -171,7 +171,7 @@ def trust_root(path: Path) -> Any:
 
 
 @implementer(IOpenSSLClientConnectionCreator)
-class _StrictTLS:
+class StrictTLS:
     """Twisted's TLS for clients, with a check of the name that fails when it cannot be made.
 
     Twisted's own lets everything through that a trusted authority signed when ``service_identity`` cannot tell what a certificate

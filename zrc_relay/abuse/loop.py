@@ -72,7 +72,7 @@ class Loop(Service, ABC):
             return None
         except Exception:
             self.crashes += 1
-            self._log.failure("the background task {task} failed; it goes on", task=self.name)
+            self._log.failure("the background task {task} failed; it goes on", event="task.failed", task=self.name)
             return CRASH_DELAY
 
     def _ended(self, delay: float | None) -> Any:

@@ -73,7 +73,7 @@ def make_parts(
     ``instance`` tells runs of the same relay apart.
     """
     for warning in check_external(config):
-        _log.warn("{problem}", problem=warning)
+        _log.warn("{problem}", event="external.warning", problem=warning)
     wall = environment.wall
     return (
         make_webhook(config, environment, NotedBlocks(lists, "webhook", wall), instance),

@@ -157,11 +157,13 @@ class Webhook(Loop):
             await in_slices(array_items(body.decode(), ("block",)), lambda item: self._read(item[1], wanted), self._reactor)
         except (JsonError, UnicodeDecodeError) as error:
             self.rejected += 1
-            self._log.warn("the webhook's answer is not understood: {problem}", problem=str(error))
+            self._log.warn(
+                "the webhook's answer is not understood: {problem}", event="webhook.answer_invalid", problem=str(error)
+            )
             return
         await in_slices(wanted, lambda entry: self._block(*entry), self._reactor)
         if wanted:
-            self._log.info("the webhook named {count} sources to block", count=len(wanted))
+            self._log.info("the webhook named {count} sources to block", event="webhook.blocks", count=len(wanted))
 
     def _read(self, item: object, wanted: list[tuple[Network, float]]) -> None:
         try:

@@ -23,8 +23,8 @@ from zrc_relay.config import SETTINGS, Config, ConfigError, find_config, load_co
 from zrc_relay.core.keys import DeviceKeys
 from zrc_relay.core.wire import Address
 from zrc_relay.credentials import CredentialsError, load_credentials
-from zrc_relay.quic.endpoint import Credentials
-from zrc_relay.service import StartError, load_device_keys
+from zrc_relay.quic.settings import Credentials
+from zrc_relay.service import StartError, admin_tokens, load_device_keys
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -43,7 +43,7 @@ def check_config(path: str | None, **settings: str | None) -> None:
     """Check a relay's configuration without starting it.
 
     Settings are found as the relay finds them: in the TOML file, in ZRC_RELAY_* variables and on this command line; certificate,
-    private key and device keys are read. Says what was found, or everything that is wrong, with exit status 2.
+    private key, device keys and admin tokens are read. Says what was found, or everything that is wrong, with exit status 2.
     """
     try:
         config = load_config(path=find_config(os.environ, path), environ=os.environ, options=settings)
@@ -53,7 +53,8 @@ def check_config(path: str | None, **settings: str | None) -> None:
     credentials = _try(problems, _credentials, config)
     keys = _try(problems, load_device_keys, config)
     warnings = _try(problems, check_external, config)
-    if credentials is None or keys is None or warnings is None:
+    tokens = _try(problems, admin_tokens, config)
+    if credentials is None or keys is None or warnings is None or tokens is None:
         raise BadInput("\n".join(problems))
     certificate = credentials.configuration.certificate
     for warning in [*_warnings(config, certificate), *warnings]:

@@ -48,7 +48,7 @@ REQUESTS: Final = 1000
 BULK: Final = "8 MB"
 QUICK_REQUESTS: Final = 100
 QUICK_BULK: Final = 500_000
-SETTINGS: Final = {"drain_timeout": "0s"}
+SETTINGS: Final = {"drain_timeout": "0s", "log_format": "text"}
 """Beside those of a dev setup: at the end there is nobody whom the relay should wait for."""
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 

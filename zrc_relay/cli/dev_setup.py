@@ -137,6 +137,7 @@ def make_dev_setup(
         "quic_key_path": "key.pem",
         "relay_id": made.relay_id.hex(),
         "device_keys_path": "devices.toml",
+        **({} if port else {"observe_endpoint": "tcp:0:interface=127.0.0.1"}),
         **(settings or {}),
     }
     write_private(directory / "key.pem", certificate_key.decode(), replace=force)

@@ -16,7 +16,7 @@ from typing import Any, Final
 import click
 
 from zrc_relay.cli.console import printable
-from zrc_relay.client.errors import ConnectFailed, ConnectionLost, RelayError, UnknownCode
+from zrc_relay.client.errors import ChannelRefused, ConnectFailed, ConnectionLost, RelayError, UnknownCode
 
 STATUS_INTERRUPTED: Final = 130
 """What shells report for a process that SIGINT ended."""
@@ -39,7 +39,7 @@ class EndedByRelay(Exception):
     """The relay ended the connection in peace, though we did not ask for it; the message says why."""
 
 
-RELAY_TROUBLE: Final = (RelayError, UnknownCode, ConnectFailed, ConnectionLost, EndedByRelay)
+RELAY_TROUBLE: Final = (RelayError, UnknownCode, ConnectFailed, ConnectionLost, ChannelRefused, EndedByRelay)
 """What the client library raises when a relay cannot be reached, refuses, or goes away, and ``EndedByRelay``."""
 
 
@@ -50,6 +50,8 @@ def trouble(error: Exception, relay: object) -> Failure:
             return Failure(f"{relay} says no: {printable(str(error))}")
         case ConnectFailed():
             return Failure(f"cannot connect to {relay}: {printable(str(error))}")
+        case ChannelRefused():
+            return Failure(f"no channel at {relay}: {printable(str(error))}")
         case ConnectionLost():
             return Failure(f"lost the connection to {relay}: {printable(str(error))}")
     return Failure(str(error))

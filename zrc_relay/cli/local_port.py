@@ -31,6 +31,8 @@ class LocalPort:
 
     def __init__(self, reactor: Any, interface: str, port: int, on_payload: Callable[[bytes], None]) -> None:
         self._on_payload = on_payload
+        self.on_pause: Callable[[], None] | None = None
+        """Called when no more datagrams of the program are there for now."""
         self._program: Path | None = None
         self._only_from: SocketAddress | None = None
         self.strangers = 0
@@ -101,6 +103,8 @@ class LocalPort:
 
     def batch_done(self) -> None:
         """See ``Receiver``: datagrams were handed on already."""
+        if self.on_pause is not None:
+            self.on_pause()
 
     def send_blocked(self) -> None:
         """See ``Receiver``."""

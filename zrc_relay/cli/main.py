@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from zrc_relay import __version__
+from zrc_relay.cli.admin_token import admin_token
 from zrc_relay.cli.bench import bench
 from zrc_relay.cli.config import check_config
 from zrc_relay.cli.demo import demo
@@ -26,5 +27,5 @@ def main() -> None:
     """
 
 
-for _command in (demo, dev_setup, check_config, keygen, token, tunnel, ping, bench):
+for _command in (demo, dev_setup, check_config, keygen, token, tunnel, ping, bench, admin_token):
     main.add_command(_command)

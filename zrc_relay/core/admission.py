@@ -113,19 +113,28 @@ class Admission:
     def __init__(self, settings: AdmissionSettings, lists: AccessLists, *, now: float) -> None:
         self.settings = settings
         self.lists = lists
-        self._connections = SourceLimiter(settings.connection_rate)
-        self._attempts = SourceLimiter(settings.connection_rate)
-        self._allocations = SourceLimiter(settings.allocation_rate)
-        self._rejoins = SourceLimiter(settings.rejoin_rate)
-        self._stun = SourceLimiter(settings.stun_rate)
-        block = settings.amplification_block
-        self._unanswered = SourceLimiter(Rate(PATTERN, max(1, ceil(block))) if block is not None else None)
-        self._forced = SourceLimiter(Rate(1, max(1, ceil(block))) if block is not None else None)
+        rates = _rates(settings)
+        self._connections = SourceLimiter(rates["connections"])
+        self._attempts = SourceLimiter(rates["attempts"])
+        self._allocations = SourceLimiter(rates["allocations"])
+        self._rejoins = SourceLimiter(rates["rejoins"])
+        self._stun = SourceLimiter(rates["stun"])
+        self._unanswered = SourceLimiter(rates["unanswered"])
+        self._forced = SourceLimiter(rates["forced"])
         self._refusals = SourceLimiter(REFUSALS)
         pressure = settings.handshake_pressure or 0
         self._usual_attempts = TokenBucket(pressure, pressure, now)
         self._pressed_until = now
         self._all_refusals = TokenBucket(REFUSALS_PER_SECOND, REFUSALS_PER_SECOND, now)
+
+    def reconfigure(self, settings: AdmissionSettings, now: float) -> None:
+        """Go by other settings from ``now`` on; what is known of sources counts on."""
+        self.settings = settings
+        for name, rate in _rates(settings).items():
+            limiter: SourceLimiter = getattr(self, f"_{name}")
+            limiter.set_rate(rate, now)
+        pressure = settings.handshake_pressure or 0
+        self._usual_attempts.set_rate(pressure, pressure, now)
 
     # -- before there is a connection
 
@@ -219,3 +228,18 @@ class Admission:
         """How many sources each of ``TABLES`` remembers."""
         for name in TABLES:
             yield name, len(getattr(self, f"_{name}"))
+
+
+def _rates(settings: AdmissionSettings) -> dict[str, Rate | None]:
+    """What each of ``TABLES`` that follows the settings is held to."""
+    block = settings.amplification_block
+    seconds = max(1, ceil(block)) if block is not None else 0
+    return {
+        "connections": settings.connection_rate,
+        "attempts": settings.connection_rate,
+        "allocations": settings.allocation_rate,
+        "rejoins": settings.rejoin_rate,
+        "stun": settings.stun_rate,
+        "unanswered": Rate(PATTERN, seconds) if seconds else None,
+        "forced": Rate(1, seconds) if seconds else None,
+    }

@@ -21,6 +21,7 @@ from collections.abc import Iterator, Mapping
 from enum import Enum, unique
 from typing import Final, Protocol
 
+from zrc_relay.core.channel import Channel
 from zrc_relay.core.codes import DropCause, Role, TerminationReason
 from zrc_relay.core.counters import Counters
 from zrc_relay.core.limiter import TokenBucket, bandwidth_bucket, bandwidth_burst
@@ -173,8 +174,8 @@ class Allocation:
 
     __slots__ = (
         "_bucket", "_counters", "_events", "_global_bucket", "accepted_until", "bandwidth_limit", "burst_seconds",
-        "bytes_transferred", "created_at", "is_pinned", "key", "last_activity", "quota", "quota_warned", "remembered_until",
-        "sides", "state", "tier", "token",
+        "bytes_transferred", "channel", "created_at", "is_live", "is_pinned", "key", "last_activity", "quota", "quota_warned",
+        "remembered_until", "sides", "state", "tier", "token",
     )
 
     def __init__(
@@ -198,6 +199,9 @@ class Allocation:
         self.bytes_transferred = 0
         self.remembered_until = 0
         """Expiry of the token that an earlier life of it had, Unix seconds: its bytes count until then (PROTOCOL §5)."""
+        self.channel: Channel | None = None
+        """The way around QUIC, once a side has asked for it."""
+        self.is_live = False
         self.is_pinned = True
         """Whether an operator has pinned the key of its device."""
         self.quota_warned = False
@@ -216,10 +220,36 @@ class Allocation:
     def change(self, change: Change) -> None:
         """Move along ``TRANSITIONS``; ``IllegalTransition`` (and nothing changed) where the table holds no way."""
         try:
-            self.state = TRANSITIONS[self.state, change]
+            state = TRANSITIONS[self.state, change]
         except KeyError:
             msg = f"{change.value!r} cannot happen to an allocation that is {self.state.value}"
             raise IllegalTransition(msg) from None
+        self._account(-1)
+        self.state = state
+        self._account(1)
+
+    def enter(self) -> None:
+        """It is in the table from here on, and in the figures of all of them."""
+        self.is_live = True
+        self._account(1)
+
+    def leave(self) -> None:
+        """It is no longer."""
+        self._account(-1)
+        self.is_live = False
+
+    def _account(self, sign: int) -> None:
+        """Take it out of the figures of all live allocations (-1), or put it in (1), if it is one of them."""
+        if not self.is_live:
+            return
+        counters = self._counters
+        if self.state is State.ACTIVE:
+            counters.allocations_active += sign
+        else:
+            counters.allocations_waiting += sign
+        if self.quota is not None:
+            counters.quota_granted += sign * self.quota
+            counters.quota_used += sign * self.bytes_transferred
 
     @property
     def expires_at(self) -> float:
@@ -269,6 +299,8 @@ class Allocation:
         self.token = token
         self.tier = tier
         bandwidth, quota = effective_limits(token.bandwidth_limit, token.quota_bytes, tier)
+        if quota is not None:
+            quota = max(quota, self.bytes_transferred)  # a cap that came down ends it with the next byte, and not before (R3.7)
         if bandwidth is None:
             self._bucket = None
         elif self._bucket is None:
@@ -278,7 +310,14 @@ class Allocation:
         self.bandwidth_limit = bandwidth
         if quota is None or self.quota is None or quota > self.quota:
             self.quota_warned = False
+        self._account(-1)
         self.quota = quota
+        self._account(1)
+
+    def share(self, global_bucket: TokenBucket | None, burst_seconds: float) -> None:
+        """Use another bucket for what all allocations have together; the burst is for the next ``set_limits``."""
+        self._global_bucket = global_bucket
+        self.burst_seconds = burst_seconds
 
     @property
     def bucket(self) -> TokenBucket | None:
@@ -311,14 +350,26 @@ class Allocation:
             for payload in payloads:
                 self.drop(sender, DropCause.NO_COUNTERPART, len(payload), now)
             return
+        accepted = self.admit(sender, payloads, 0, now)
+        if accepted:
+            target.send_datagrams(accepted, now)
+
+    def admit(self, sender: Member, packets: list[bytes], header: int, now: float) -> list[bytes]:
+        """Those of ``packets`` that caps and quota let pass, in order, counted; the others are dropped, each with its one cause.
+
+        ``header`` is how many bytes of each are not payload.
+        """
+        total = sum(map(len, packets)) - header * len(packets)
+        if self.admit_all(total, len(packets), now):
+            return packets
         bucket, shared, quota = self._bucket, self._global_bucket, self.quota
         allowed = bucket.available(now) if bucket is not None else math.inf
         allowed_by_all = shared.available(now) if shared is not None else math.inf
         left = quota - self.bytes_transferred if quota is not None else math.inf
         accepted: list[bytes] = []
         total = 0
-        for payload in payloads:
-            size = len(payload)
+        for packet in packets:
+            size = len(packet) - header
             if total + size > allowed:
                 self.drop(sender, DropCause.BANDWIDTH, size, now)
             elif total + size > allowed_by_all:
@@ -328,17 +379,31 @@ class Allocation:
                 self.drop(sender, DropCause.QUOTA, size, now)
                 self._events.quota_exceeded(self)
             else:
-                accepted.append(payload)
+                accepted.append(packet)
                 total += size
-        if not accepted:
-            return
-        if bucket is not None:
-            bucket.tokens -= total
-        if shared is not None:
-            shared.tokens -= total
+        if accepted:
+            self._take(total, len(accepted), now)
+        return accepted
+
+    def admit_all(self, total: int, packets: int, now: float) -> bool:
+        """Count ``packets`` with ``total`` bytes of payload if caps and quota let all of them pass; else change nothing."""
+        bucket, shared, quota = self._bucket, self._global_bucket, self.quota
+        if (
+            (bucket is not None and total > bucket.available(now))
+            or (shared is not None and total > shared.available(now))
+            or (quota is not None and total > quota - self.bytes_transferred)
+        ):
+            return False
+        self._take(total, packets, now)
+        return True
+
+    def _take(self, total: int, packets: int, now: float) -> None:
+        if self._bucket is not None:
+            self._bucket.tokens -= total
+        if self._global_bucket is not None:
+            self._global_bucket.tokens -= total
+        self._counters.packets_forwarded += packets
         self._count(total, now)
-        self._counters.packets_forwarded += len(accepted)
-        target.send_datagrams(accepted, now)
 
     def grant_stream_bytes(self, wanted: int, now: float) -> tuple[int, float]:
         """How many of ``wanted`` stream bytes may be taken now, and, when none may, the seconds to wait.
@@ -375,9 +440,12 @@ class Allocation:
         self._counters.bytes_forwarded += size
         self.last_activity = now
         quota = self.quota
-        if quota is not None and not self.quota_warned and total >= quota * QUOTA_WARNING_FRACTION:
-            self.quota_warned = True
-            self._events.quota_warning(self)
+        if quota is not None:
+            self._counters.quota_used += size
+            if not self.quota_warned and total >= quota * QUOTA_WARNING_FRACTION:
+                self.quota_warned = True
+                self._counters.quota_warnings += 1
+                self._events.quota_warning(self)
 
     def drop(self, sender: Member | None, cause: DropCause, size: int, now: float) -> None:
         """The one place where a datagram of an allocation is dropped; ``sender`` hears of it, if still there (R4.5)."""

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from zrc_relay.core.codes import ErrorCode, Role
 from zrc_relay.core.counters import Counters, Limit
@@ -111,6 +111,27 @@ class Authoriser:
         for data in [data for data in self._verified if self._known(data[32:64]) is None]:
             del self._verified[data]
         return gone
+
+    def reconfigure(
+        self, *, max_token_lifetime: float, proving_roles: Collection[Role], self_certified_tier: str | None
+    ) -> list[bytes]:
+        """Use other settings from now on; returns the ids of devices that are known no more, because nobody has pinned them."""
+        self._max_token_lifetime = max_token_lifetime
+        self._proving_roles = frozenset(proving_roles)
+        self._self_certified_tier = self_certified_tier
+        if self_certified_tier is not None:
+            self._remembered = {
+                device_id: replace(device, tier=self_certified_tier) for device_id, device in self._remembered.items()
+            }
+            return []
+        forgotten = list(self._remembered)
+        for device_id in forgotten:
+            self.forget(device_id)
+        return [device_id for device_id in forgotten if self._keys.get(device_id) is None]
+
+    def device(self, device_id: bytes) -> Device | None:
+        """The device of that id, if it is known."""
+        return self._known(device_id)
 
     def allocate(self, request: Allocate, challenge: Challenge, wall: float) -> Grant:
         """Check an ALLOCATE at ``wall`` (Unix seconds); ``Refused`` otherwise."""

@@ -190,10 +190,9 @@ class AccessLists:
         self._entries = 0
         self._runtime = 0
         self._closed = False
-        for access, networks in ((Access.ALLOW, allow), (Access.BLOCK, block)):
-            for network in networks:
-                self._put(Entry(network, access, configured=True))
-                self._closed = self._closed or access is Access.ALLOW
+        self._configured: dict[Network, Access] = {}
+        self.configure(allow, block)
+        self.revision = self.changes = 0
 
     def __len__(self) -> int:
         return self._entries
@@ -227,6 +226,24 @@ class AccessLists:
         if entry is None:
             return inf if self._closed else None
         return entry.until if entry.access is Access.BLOCK else None
+
+    def configure(self, allow: Iterable[Network], block: Iterable[Network]) -> None:
+        """Replace what the configuration says; none may be in both.
+
+        What run time added stays, but for networks that the configuration speaks of now: there it has the last word.
+        """
+        wanted = {**dict.fromkeys(allow, Access.ALLOW), **dict.fromkeys(block, Access.BLOCK)}
+        if wanted == self._configured:
+            return
+        for network in self._configured.keys() - wanted.keys():
+            self._families[network.bits].take_out(network.length, network.prefix)
+            self._entries -= 1
+        for network, access in wanted.items():
+            self.remove(network)
+            self._put(Entry(network, access, configured=True))
+        self._configured = wanted
+        self._closed = Access.ALLOW in wanted.values()
+        self.revision += 1
 
     def add(self, entry: Entry, wall: float) -> bool:
         """Add a run-time entry, instead of one that run time added for the same network before.

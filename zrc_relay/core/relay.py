@@ -12,14 +12,17 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final, Protocol, cast
 
+from zrc_relay.core.adjustment import Adjuster
 from zrc_relay.core.admission import UNLIMITED, Admission
 from zrc_relay.core.allocation import Allocation, Change
 from zrc_relay.core.authorisation import Authoriser, Challenge, Grant, Refused
+from zrc_relay.core.channel import Channel
 from zrc_relay.core.cidr import AccessLists
 from zrc_relay.core.codes import DropCause, ErrorCode, HelloFeature, NoticeCode, Role, TerminationReason
 from zrc_relay.core.counters import Counters, Limit
+from zrc_relay.core.failures import Failure
 from zrc_relay.core.keys import Device, DeviceKeys
-from zrc_relay.core.limiter import TokenBucket, bandwidth_bucket
+from zrc_relay.core.limiter import TokenBucket, bandwidth_bucket, bandwidth_burst
 from zrc_relay.core.session import UNREAD, Session
 from zrc_relay.core.sources import numeric
 from zrc_relay.core.table import AllocationTable
@@ -73,15 +76,7 @@ class Policy:
     revoke_ends_sessions: bool = True
     self_certified_tier: str | None = None
     """The tier of devices that are not pinned; None admits none of them."""
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """An error of our own: ``name`` is what logs call where it happened, ``sessions`` the ones to close."""
-
-    name: str
-    error: Exception
-    sessions: tuple[Session, ...]
+    channels: bool = True
 
 
 class Relay:
@@ -114,7 +109,10 @@ class Relay:
             wait_timeout=policy.wait_timeout, idle_timeout=policy.idle_timeout, bandwidth_burst=policy.bandwidth_burst,
             global_bucket=self._global_bucket, counters=self.counters, events=self,
         )
+        self.channels: dict[bytes, Channel] = {}
+        """By their ids; at most one for each allocation."""
         self._exceeded: list[Allocation] = []
+        self._adjuster = Adjuster(self.table, self._tier_of_device, self._limits_changed, self._failed)
 
     # -- what sessions ask
 
@@ -125,6 +123,8 @@ class Relay:
             features |= HelloFeature.DEVICES_PROVE
         if self._authoriser.must_prove(Role.PEER):
             features |= HelloFeature.PEERS_PROVE
+        if self.policy.channels:
+            features |= HelloFeature.CHANNELS
         return Hello(self.policy.relay_id, nonce, features)
 
     def allocate(self, session: Session, request: Allocate, challenge: Challenge, now: float, wall: float) -> Allocated:
@@ -232,6 +232,20 @@ class Relay:
         self._put_in_force(allocation, token, tier, now, wall)
         self.counters.tokens_refreshed += 1
 
+    def open_channel(self, allocation: Allocation, session: Session) -> Channel:
+        """Make ``session`` an end of its allocation's channel, which is made if need be (PROTOCOL §7)."""
+        if not self.policy.channels:
+            raise Refused(ErrorCode.PROTOCOL_ERROR, "this relay offers no channels")
+        channel = allocation.channel
+        if channel is None:
+            channel_id = session.link.new_channel_id()
+            while channel_id in self.channels:
+                channel_id = session.link.new_channel_id()
+            channel = allocation.channel = self.channels[channel_id] = Channel(channel_id, allocation, self.counters)
+        channel.open(session)
+        self.counters.channels_opened += 1
+        return channel
+
     def relays(self, local: Address) -> Relays:
         """The answer to LIST_RELAYS: this relay, at the address it announces."""
         return Relays((RelayEntry(self.policy.instance_id, self._announced(local), self.table.load, self.draining),))
@@ -249,6 +263,8 @@ class Relay:
         if allocation is None:
             return
         was_current = allocation.sides[session.role].current is session
+        if allocation.channel is not None:
+            allocation.channel.close(session)
         absent = allocation.unbind(session, now)
         if was_current:
             self.egress_moved(allocation, session.role, session.max_payload)
@@ -266,7 +282,7 @@ class Relay:
             self.counters.limited[limit] += 1
             name = f"security.{limit.value}"
         self._observer.event(
-            name, code=code.name, reason=reason, connection=session.link.name, remote=str(session.link.remote), validated=True,
+            name, code=code.name, reason=reason, **session.ids, remote=str(session.link.remote), validated=True,
         )
 
     def limited(
@@ -283,7 +299,7 @@ class Relay:
     def moved(self, session: Session) -> None:
         """A client's address has changed: worth a line (R5.3), and the new one may be blocked."""
         self.recheck(session)
-        self._observer.event("session.moved", connection=session.link.name, remote=str(session.link.remote))
+        self._observer.event("session.moved", **session.ids, remote=str(session.link.remote))
 
     def tell_max_payload(self, session: Session) -> None:
         """What fits towards ``session`` changed: the other end hears it if ``session`` is current."""
@@ -323,6 +339,8 @@ class Relay:
                 self.end(allocation, TerminationReason.QUOTA, now, wall)
         if self._rechecks:
             self._check_access(now, wall)
+        if self._adjuster.waits:
+            self._adjuster.step(now)
         while self.overrun:
             session = self.overrun.pop()
             self.unbind(session, now, wall)
@@ -339,14 +357,19 @@ class Relay:
         try:
             self._end(allocation, reason, now, wall, final=final)
         except Exception as error:
-            sessions = tuple(cast("Session", member) for member in allocation.members)
-            for session in sessions:
+            for session in self._failed(allocation, error).sessions:
                 session.allocation = None
-            self.failures.append(Failure(f"allocation {allocation.key[1].hex()}", error, sessions))
+
+    def _failed(self, allocation: Allocation, error: Exception) -> Failure:
+        sessions = tuple(cast("Session", member) for member in allocation.members)
+        failure = Failure(f"allocation {allocation.key[1].hex()}", error, sessions, allocation.key)
+        self.failures.append(failure)
+        return failure
 
     def _end(
         self, allocation: Allocation, reason: TerminationReason, now: float, wall: float, *, final: bool | None
     ) -> None:
+        name = reason.name.lower()
         try:
             allocation.change(Change.END)
             members = list(allocation.members)
@@ -356,11 +379,13 @@ class Relay:
                 allocation.unbind(member, now)
             allocation.change(Change.CLOSED)
         finally:
+            if allocation.channel is not None:
+                del self.channels[allocation.channel.channel_id]
             self.table.remove(allocation, reason, wall, final=final)
+            self.counters.allocations_ended[name] = self.counters.allocations_ended.get(name, 0) + 1
+            self.counters.allocation_duration.observe(now - allocation.created_at)
             if not self.table.holds(allocation.key[0]):
                 self._authoriser.forget(allocation.key[0])
-        name = reason.name.lower()
-        self.counters.allocations_ended[name] = self.counters.allocations_ended.get(name, 0) + 1
         self._event(
             "allocation.ended", allocation,
             reason=name, bytes_transferred=allocation.bytes_transferred, seconds=round(now - allocation.created_at, 3),
@@ -373,6 +398,33 @@ class Relay:
         allocation.
         """
         gone = set(self._authoriser.replace_keys(keys))
+        return self._revoke(gone, now, wall)
+
+    def reconfigure(self, policy: Policy, keys: DeviceKeys, now: float, wall: float) -> int:
+        """Put another policy of the same relay and other keys in force; returns what ``replace_keys`` does.
+
+        New requests are judged by them at once. Running allocations get their new limits and timeouts some at a time, in
+        ``settle`` (see ``Adjuster``); when they expire is decided anew with the next token.
+        """
+        self.policy = policy
+        gone = set(self._authoriser.replace_keys(keys)) | set(self._authoriser.reconfigure(
+            max_token_lifetime=policy.max_token_lifetime, proving_roles=policy.proving_roles,
+            self_certified_tier=policy.self_certified_tier,
+        ))
+        limit, burst = policy.global_bandwidth_limit, policy.bandwidth_burst
+        if limit is None or self._global_bucket is None:
+            self._global_bucket = bandwidth_bucket(limit, burst, now) if limit is not None else None
+        else:
+            self._global_bucket.set_rate(limit, bandwidth_burst(limit, burst), now)
+        self.table.reconfigure(
+            max_allocations=policy.max_allocations, allocation_timeout=policy.allocation_timeout,
+            wait_timeout=policy.wait_timeout, idle_timeout=policy.idle_timeout, bandwidth_burst=burst,
+            global_bucket=self._global_bucket,
+        )
+        self._adjuster.begin()
+        return self._revoke(gone, now, wall)
+
+    def _revoke(self, gone: set[bytes], now: float, wall: float) -> int:
         if not self.policy.revoke_ends_sessions:
             return 0
         revoked = [allocation for allocation in self.table if allocation.key[0] in gone]
@@ -421,10 +473,20 @@ class Relay:
     def _put_in_force(self, allocation: Allocation, token: RelayToken, tier: Tier, now: float, wall: float) -> None:
         allocation.set_limits(token, tier, now)
         self.table.accept_token(allocation, wall)
+        self._tell_limits(allocation)
+        self._event("allocation.refreshed", allocation, expires_at=token.expires_at)
+
+    def _limits_changed(self, allocation: Allocation) -> None:
+        self._tell_limits(allocation)
+        self._event(
+            "allocation.limits", allocation,
+            tier=allocation.tier.name, bandwidth_limit=allocation.bandwidth_limit, quota=allocation.quota,
+        )
+
+    def _tell_limits(self, allocation: Allocation) -> None:
         refreshed = self._refreshed(allocation).encode()
         for member in allocation.members:
             member.send(refreshed)
-        self._event("allocation.refreshed", allocation, expires_at=token.expires_at)
 
     @staticmethod
     def _refreshed(allocation: Allocation) -> Refreshed:
@@ -435,6 +497,10 @@ class Relay:
     def _announced(self, local: Address) -> Address:
         announced = self.policy.relay_addr
         return Address(announced.host or local.host, announced.port or local.port)
+
+    def _tier_of_device(self, device_id: bytes) -> Tier | None:
+        device = self._authoriser.device(device_id)
+        return self._tier_of(device) if device is not None else None
 
     def _tier_of(self, device: Device) -> Tier:
         return self.policy.tiers.get(device.tier, self.policy.default_tier)

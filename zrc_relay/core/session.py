@@ -43,6 +43,7 @@ from zrc_relay.core.wire import (
     Unknown,
     WireError,
 )
+from zrc_relay.core.wire import Channel as ChannelCapsule
 
 if TYPE_CHECKING:
     from zrc_relay.core.allocation import Allocation
@@ -125,6 +126,23 @@ class Link(Protocol):
     @property
     def control_backlog(self) -> int:
         """Control bytes that wait to be sent."""
+        ...
+
+    @property
+    def route(self) -> object:
+        """The validated path to the client, compared by value."""
+        ...
+
+    def new_channel_id(self) -> bytes:
+        """Seven random bytes."""
+        ...
+
+    def send_packets(self, packets: list[bytes]) -> None:
+        """Send UDP datagrams to the client as they are, around QUIC."""
+        ...
+
+    def send_train(self, train: bytes, size: int) -> None:
+        """The same, for datagrams of ``size`` bytes each in one piece, the last perhaps shorter."""
         ...
 
     def send_hello(self, data: bytes) -> None:
@@ -238,6 +256,14 @@ class Session:
     def broken(self, error: WireError, now: float, wall: float) -> None:
         """The client broke the protocol outside the control stream."""
         self._fail(error.code, str(error), now, wall)
+
+    @property
+    def ids(self) -> dict[str, object]:
+        """What finds the lines about this session in a log."""
+        ids: dict[str, object] = {"connection": self.link.name}
+        if self.allocation is not None:
+            ids.update(device=self.allocation.key[0].hex(), allocation=self.allocation.key[1].hex())
+        return ids
 
     @property
     def is_established(self) -> bool:
@@ -388,9 +414,12 @@ class Session:
                 self._refresh(capsule, now, wall)
             case Release():
                 self._release(now, wall)
-            case OpenChannel() | CloseChannel():
-                self._bound(type(capsule).__name__)
-                self._refuse(Refused(ErrorCode.PROTOCOL_ERROR, "this relay offers no channels"))
+            case OpenChannel():
+                self._open_channel()
+            case CloseChannel():
+                channel = self._bound("CLOSE_CHANNEL").channel
+                if channel is not None:
+                    channel.close(self)
             case _:
                 self._relay.counters.capsules_unknown += 1
 
@@ -408,6 +437,15 @@ class Session:
             self._relay.refresh(self, request.token, now, wall)
         except Refused as refusal:
             self._refuse(refusal)
+
+    def _open_channel(self) -> None:
+        allocation = self._bound("OPEN_CHANNEL")
+        try:
+            channel = self._relay.open_channel(allocation, self)
+        except Refused as refusal:
+            self._refuse(refusal)
+        else:
+            self.send(ChannelCapsule(channel.channel_id).encode())
 
     def _release(self, now: float, wall: float) -> None:
         allocation = self._bound("RELEASE")

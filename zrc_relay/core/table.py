@@ -80,6 +80,29 @@ class AllocationTable:
         self._absence: Deadlines[Allocation] = Deadlines()
         self._burial: Deadlines[AllocationKey] = Deadlines()
 
+    def reconfigure(
+        self,
+        *,
+        max_allocations: int,
+        allocation_timeout: float,
+        wait_timeout: float,
+        idle_timeout: float,
+        bandwidth_burst: float,
+        global_bucket: TokenBucket | None,
+    ) -> None:
+        """Use other settings. The buckets of live allocations follow at once; ``absence_changed`` is for the caller to call.
+
+        Nothing ends because there are more allocations than ``max_allocations`` now.
+        """
+        self._max_allocations = max_allocations
+        self._allocation_timeout = allocation_timeout
+        self._wait_timeout = wait_timeout
+        self._idle_timeout = idle_timeout
+        self._bandwidth_burst = bandwidth_burst
+        self._global_bucket = global_bucket
+        for allocation in self._live.values():
+            allocation.share(global_bucket, bandwidth_burst)
+
     def __len__(self) -> int:
         return len(self._live)
 
@@ -141,6 +164,7 @@ class AllocationTable:
                 allocation.sides[role].proven = True
         self._forget(key)  # also what is over and was not swept yet: the wall clock may be set back
         self._live[key] = allocation
+        allocation.enter()
         allocation.is_pinned = pinned
         self._per_device[token.device_id] = self._per_device.get(token.device_id, 0) + 1
         self._counters.allocations_created += 1
@@ -174,6 +198,7 @@ class AllocationTable:
         """
         key = allocation.key
         del self._live[key]
+        allocation.leave()
         self._expiry.set(allocation, None)
         self._absence.set(allocation, None)
         device_id, allocation_id = key
@@ -217,7 +242,7 @@ class AllocationTable:
     @property
     def tombstones(self) -> int:
         """How many ended allocations are remembered."""
-        return sum(len(graves) for graves in self._tombstones.values())
+        return len(self._burial)
 
     def _forget(self, key: AllocationKey) -> None:
         self._burial.set(key, None)

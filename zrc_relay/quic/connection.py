@@ -41,7 +41,7 @@ from aioquic.quic.connection import (
 )
 from aioquic.quic.events import ConnectionTerminated
 from aioquic.quic.packet import QuicErrorCode, QuicFrameType, pull_quic_transport_parameters
-from aioquic.quic.packet_builder import QuicPacketBuilder
+from aioquic.quic.packet_builder import QuicPacketBuilder, QuicPacketBuilderStop
 from aioquic.quic.recovery import QuicPacketSpace
 from aioquic.quic.stream import QuicStream
 from aioquic.tls import Epoch
@@ -65,6 +65,9 @@ MAX_STREAM_RANGES: Final = 256
 """Gaps in one stream: more than every second packet of a window lost."""
 CONTROL_RESERVE: Final = 16 * 1024
 """Connection credit in bytes that forwarded streams leave for control (R3.10), or a quarter of it if the peer gives less."""
+ACKS_PER_PING: Final = 32
+"""ACK frames after which one asks to be acknowledged itself (RFC 9000 §13.2.4): a peer that only sends would never acknowledge
+ours, and what is kept about them would pile up."""
 CONTROL_STREAM: Final = 0
 HELLO_STREAM: Final = 3
 _SHORT_HEADER: Final = 3  # first byte and a 2-byte packet number
@@ -106,6 +109,7 @@ class Connection(PathConnection):
         self._ids = ids
         self._on_issued = on_issued
         self._crypto_frames = 0
+        self.acks_sent = 0
         self.egress = egress
         # The queue has the part of a deque's interface that QuicConnection uses.
         self._datagrams_pending = egress  # type: ignore[assignment]
@@ -372,6 +376,18 @@ class Connection(PathConnection):
             self._mtu.limit(takes)
             self._set_datagram_size(self._mtu.size)
         self._remote_initial_max_data = self._remote_max_data
+
+    def _write_ack_frame(self, builder: QuicPacketBuilder, space: QuicPacketSpace, now: float) -> None:
+        try:
+            super()._write_ack_frame(builder, space, now)
+            if space.is_application_data:
+                self.acks_sent += 1
+                has_ping = len(space.ack_queue) > 1 and builder.packet_number % 8 == 0
+                if self.acks_sent % ACKS_PER_PING == 0 and not has_ping:
+                    self._write_ping_frame(builder, comment="ACK-of-ACK trigger")
+        except QuicPacketBuilderStop:
+            if space.ack_at is not None:
+                raise  # else it is the PING for which the congestion window has no room
 
     def _write_connection_limits(self, builder: QuicPacketBuilder, space: QuicPacketSpace) -> None:
         del space

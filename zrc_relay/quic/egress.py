@@ -11,22 +11,31 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from typing import Final
+
+from zrc_relay.core.histogram import Waits
+
+WORTH_NOTING: Final = 0.001
+"""Shortest wait in seconds that counts as one: what takes less waits for nothing but its batch."""
 
 
 class EgressQueue:
     """Payloads with the time each was queued.
 
     ``max_bytes`` bounds the sum of payload sizes (a payload counts at least ``MIN_COST``, so that empty ones are bounded too),
-    ``max_age`` the seconds that one may wait. ``on_drop`` hears the size of each payload that is dropped.
+    ``max_age`` the seconds that one may wait. ``on_drop`` hears the size of each payload that is dropped, ``waits`` how long the
+    oldest has waited whenever somebody looks.
     """
 
     MIN_COST = 64
 
-    def __init__(self, max_bytes: int, max_age: float, on_drop: Callable[[int], None]) -> None:
+    def __init__(self, max_bytes: int, max_age: float, on_drop: Callable[[int], None], waits: Waits | None = None) -> None:
+        self._waits = waits
         self._max_bytes = max_bytes
         self._max_age = max_age
         self._on_drop = on_drop
-        self._payloads: deque[bytes] = deque()
+        self.payloads: deque[bytes] = deque()
+        """What waits, oldest first. Who takes from it directly says so with ``took``."""
         self._batches: deque[list[float]] = deque()
         self.size = 0
 
@@ -38,16 +47,21 @@ class EgressQueue:
         """Queue ``payloads`` in order; older ones are dropped if that is what it takes."""
         if not payloads:
             return
-        self._payloads.extend(payloads)
+        self.payloads.extend(payloads)
         self._batches.append([now, len(payloads)])
         least = self.MIN_COST
         self.size += sum([max(len(payload), least) for payload in payloads])
-        while self.size > self._max_bytes and len(self._payloads) > 1:
+        while self.size > self._max_bytes and len(self.payloads) > 1:
             self._drop()
 
     def expire(self, now: float) -> None:
         """Drop what has waited longer than ``max_age``."""
         batches = self._batches
+        if not batches:
+            return
+        age = now - batches[0][0]
+        if age >= WORTH_NOTING and self._waits is not None:
+            self._waits.note(age, now)
         limit = now - self._max_age
         while batches and batches[0][0] < limit:
             self._drop()
@@ -57,7 +71,7 @@ class EgressQueue:
 
     def popleft(self) -> bytes:
         """Take the oldest payload."""
-        payload = self._payloads.popleft()
+        payload = self.payloads.popleft()
         batch = self._batches[0]
         if batch[1] == 1:
             self._batches.popleft()
@@ -66,11 +80,23 @@ class EgressQueue:
         self.size -= max(len(payload), self.MIN_COST)
         return payload
 
+    def took(self, count: int, cost: int) -> None:
+        """``count`` payloads were taken from the front of ``payloads``, which counted ``cost`` bytes together."""
+        self.size -= cost
+        batches = self._batches
+        while count:
+            batch = batches[0]
+            if batch[1] > count:
+                batch[1] -= count
+                return
+            count -= int(batch[1])
+            batches.popleft()
+
     def remove_larger(self, limit: int) -> list[bytes]:
         """Take out the payloads of more than ``limit`` bytes, in order."""
         larger: list[bytes] = []
-        payloads, batches = self._payloads, self._batches
-        self._payloads, self._batches, self.size = deque(), deque(), 0
+        payloads, batches = self.payloads, self._batches
+        self.payloads, self._batches, self.size = deque(), deque(), 0
         for time, count in batches:
             batch = [payloads.popleft() for _ in range(int(count))]
             larger += [payload for payload in batch if len(payload) > limit]
@@ -78,10 +104,10 @@ class EgressQueue:
         return larger
 
     def __getitem__(self, index: int) -> bytes:
-        return self._payloads[index]
+        return self.payloads[index]
 
     def __len__(self) -> int:
-        return len(self._payloads)
+        return len(self.payloads)
 
     def __bool__(self) -> bool:
-        return bool(self._payloads)
+        return bool(self.payloads)

@@ -19,15 +19,15 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from math import ceil
 from typing import Final, cast
 
-from aioquic.quic.configuration import QuicConfiguration
 from twisted.internet.protocol import DatagramProtocol
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from zrc_relay.core.authorisation import Refused
+from zrc_relay.core.channel import CHANNEL_FIRST_BYTE, CHANNEL_HEADER, Channel, is_one_channel
 from zrc_relay.core.codes import ErrorCode
 from zrc_relay.core.counters import Handshake, InputDrop, Limit
 from zrc_relay.core.deadlines import Deadlines
@@ -39,6 +39,7 @@ from zrc_relay.quic.door import Door, Opening, reply
 from zrc_relay.quic.ids import CONNECTION_ID_SIZE, ConnectionIds
 from zrc_relay.quic.link import RelayConnection
 from zrc_relay.quic.paths import MIN_STATELESS_RESET
+from zrc_relay.quic.settings import Credentials, EndpointSettings
 from zrc_relay.quic.stateless import SUPPORTED_VERSIONS, LongHeader, parse_long_header, version_negotiation
 from zrc_relay.quic.udp import Path
 
@@ -57,30 +58,11 @@ RESETS_PER_SECOND: Final = 100
 """Stateless resets sent each second: enough to let a full relay's clients know within some seconds after a restart."""
 MAX_FLUSH_ROUNDS: Final = 64
 """Flushing one connection can touch others (a close tells the other side); more rounds than this would be a loop."""
-MAX_TIMEOUTS: Final = 16
-"""Connections whose time has come that are dealt with in one go, some 10 ms: handshakes of a flood have theirs all at once."""
-
-
-@dataclass(frozen=True, slots=True)
-class EndpointSettings:
-    """Settings of the QUIC side; names as in the configuration, times in seconds, sizes in bytes."""
-
-    handshake_timeout: float = 5.0
-    egress_queue_bytes: int = 256 * 1024
-    egress_queue_age: float = 0.1
-    max_streams: int = 32
-    max_pending_streams: int = 64
-    max_udp_payload: int = 1452
-    fast_path: bool = True
-    max_connections: int = 10_000
-
-
-@dataclass(frozen=True, slots=True)
-class Credentials:
-    """The QUIC configuration that holds the certificate, and the SHA-256 of that certificate in DER."""
-
-    configuration: QuicConfiguration
-    certificate_sha256: bytes
+TIMEOUT_BUDGET: Final = 0.003
+"""Seconds after which connections whose time has come wait until packets were looked at: handshakes of a flood have theirs all at
+once."""
+WAKES_PER_SECOND: Final = 1000
+"""Timers are rounded up to parts of a second, 1 ms as RFC 9002 §6.1.2 has it, so that many connections share a wake-up."""
 
 
 class Endpoint(DatagramProtocol):
@@ -123,10 +105,15 @@ class Endpoint(DatagramProtocol):
         self._access_revision = relay.admission.lists.revision
         self._timer: DelayedCall | None = None
         self._timer_at = 0.0
-        self._inbox: dict[RelayConnection, tuple[Path, list[bytes]]] = {}
-        """Short-header packets of the batch, by connection: each connection gets its own in one go."""
+        self._inbox: dict[RelayConnection | Channel, tuple[Path, list[bytes]]] = {}
+        """What the batch brought so far for connections and channels."""
         self._batch_now: float | None = None
         self.accepting = True
+
+    def reconfigure(self, credentials: Credentials, settings: EndpointSettings) -> None:
+        """Make connections with these from now on; those that are there keep what they have (PROTOCOL §4)."""
+        self.credentials = credentials
+        self._settings = settings
 
     # -- packets in
 
@@ -147,19 +134,12 @@ class Endpoint(DatagramProtocol):
                 counters.input_dropped[InputDrop.UNKNOWN_CONNECTION] += 1
                 self._reset_stateless(data, path)
                 return
-            inbox = self._inbox.get(connection)
-            if inbox is None:
-                self._inbox[connection] = (path, [data])
-            elif inbox[0] == path:
-                inbox[1].append(data)
-            else:
-                self._deliver(connection, *inbox)
-                self._inbox[connection] = (path, [data])
+            self._put_by(connection, data, path)
             return
         try:
             found = self._stranger(first, data, path)
         except Exception:
-            self._log.failure("a packet that belongs to no connection could not be dealt with")
+            self._log.failure("a packet that belongs to no connection could not be dealt with", event="packet.failed")
             counters.session_errors += 1
             return
         if found is None:
@@ -170,24 +150,57 @@ class Endpoint(DatagramProtocol):
         except Exception:
             self._fail(connection)
 
+    def train_received(self, train: bytes, size: int, path: Path) -> None:
+        """Several datagrams in one piece; see ``Receiver``. Those of a channel stay together."""
+        if train[0] == CHANNEL_FIRST_BYTE and is_one_channel(train, size):
+            channel = self.relay.channels.get(train[1:CHANNEL_HEADER])
+            if channel is not None:
+                if self._batch_now is None:
+                    self._batch_now = self._now()
+                self.relay.counters.packets_received += -(-len(train) // size)
+                earlier = self._inbox.pop(channel, None)
+                if earlier is not None:
+                    self._deliver(channel, *earlier)
+                try:
+                    channel.receive_train(train, size, path, self._batch_now, self._wall())
+                except Exception:
+                    self._fail_channel(channel, path)
+                return
+        for start in range(0, len(train), size):
+            self.datagram_received(train[start : start + size], path)
+
     def batch_done(self) -> None:
         """Flush what the batch touched; see ``Receiver``."""
         inbox = self._inbox
         if inbox:
             self._inbox = {}
-            for connection, (path, packets) in inbox.items():
-                self._deliver(connection, path, packets)
+            for target, (path, packets) in inbox.items():
+                self._deliver(target, path, packets)
         self._batch_now = None
         now, wall = self._now(), self._wall()
         self.relay.settle(now, wall)
         self._flush(now, wall)
 
-    def _deliver(self, connection: RelayConnection, path: Path, packets: list[bytes]) -> None:
+    def _put_by(self, target: RelayConnection | Channel, data: bytes, path: Path) -> None:
+        """Keep a packet until the batch is complete: its target gets all that came by one path in one go."""
+        inbox = self._inbox.get(target)
+        if inbox is None:
+            self._inbox[target] = (path, [data])
+        elif inbox[0] == path:
+            inbox[1].append(data)
+        else:
+            self._deliver(target, *inbox)
+            self._inbox[target] = (path, [data])
+
+    def _deliver(self, target: RelayConnection | Channel, path: Path, packets: list[bytes]) -> None:
         now = self._batch_now
         try:
-            connection.receive_batch(packets, path, self._now() if now is None else now, self._wall())
+            target.receive_batch(packets, path, self._now() if now is None else now, self._wall())
         except Exception:
-            self._fail(connection)
+            if isinstance(target, Channel):
+                self._fail_channel(target, path)
+            else:
+                self._fail(target)
 
     def send_blocked(self) -> None:
         """See ``Receiver``."""
@@ -213,9 +226,16 @@ class Endpoint(DatagramProtocol):
         self.relay.counters.stateless_resets_sent += 1
 
     def _stranger(self, first: int, data: bytes, path: Path) -> RelayConnection | None:
-        """What has no short header: the connection it belongs to or begins, or None when it was dealt with."""
+        """What has no short header: the connection it belongs to or begins, or None when it was put by or dealt with."""
         if first >= 192:
             return self._long_header(data, path)
+        if first == CHANNEL_FIRST_BYTE:
+            channel = self.relay.channels.get(data[1:CHANNEL_HEADER])
+            if channel is not None:
+                self._put_by(channel, data, path)
+            else:
+                self.relay.counters.input_dropped[InputDrop.CHANNEL] += 1
+            return None
         if first < 4:
             self._door.stun(data, path, now=self._now(), wall=self._wall())
         else:
@@ -266,25 +286,10 @@ class Endpoint(DatagramProtocol):
         return cause is None
 
     def _begin(self, opening: Opening, path: Path) -> RelayConnection:
-        settings = self._settings
         self.relay.counters.handshakes[Handshake.STARTED] += 1
         connection = RelayConnection(
-            self,
-            configuration=self.credentials.configuration,
-            certificate_sha256=self.credentials.certificate_sha256,
-            ids=self._ids,
-            nonce=self._random(32),
-            original_id=opening.original_id,
-            retry_id=opening.retry_id,
-            path=path,
-            now=self._now(),
-            handshake_timeout=settings.handshake_timeout,
-            egress_bytes=settings.egress_queue_bytes,
-            egress_age=settings.egress_queue_age,
-            max_streams=settings.max_streams,
-            max_pending_streams=settings.max_pending_streams,
-            max_udp_payload=settings.max_udp_payload,
-            fast_path=settings.fast_path,
+            self, self.credentials, self._settings,
+            ids=self._ids, nonce=self._random(32), opening=opening, path=path, now=self._now(),
         )
         self._routes[connection.first_destination_id] = connection
         self._connections.add(connection)
@@ -327,6 +332,10 @@ class Endpoint(DatagramProtocol):
         if self._batch_now is None:
             self._wake(self._now())
 
+    def expect(self, connection: RelayConnection, deadline: float) -> None:
+        """See ``Host``."""
+        self._deadlines.set(connection, deadline)
+
     # -- time
 
     def sweep(self) -> None:
@@ -367,27 +376,43 @@ class Endpoint(DatagramProtocol):
             self._timer.cancel()
             self._timer = None
 
+    def find(self, name: str) -> RelayConnection | None:
+        """The connection that logs call ``name``."""
+        return next((connection for connection in self._connections if connection.name == name), None)
+
     @property
     def connections(self) -> int:
         """How many connections there are, half-open and closing ones included."""
         return len(self._connections)
 
+    @property
+    def handshaking(self) -> int:
+        """How many of them are half-open."""
+        return len(self._handshaking)
+
+    def all_connections(self) -> list[RelayConnection]:
+        """Those connections."""
+        return list(self._connections)
+
     def _wake(self, deadline: float) -> None:
+        now = self._now()
+        if deadline > now:
+            deadline = ceil(deadline * WAKES_PER_SECOND) / WAKES_PER_SECOND
         if self._timer is not None:
             if deadline >= self._timer_at:
                 return
             self._timer.cancel()
         self._timer_at = deadline
-        self._timer = self._clock.callLater(max(0.0, deadline - self._now()), self._timed_out)
+        self._timer = self._clock.callLater(max(0.0, deadline - now), self._timed_out)
 
     def _timed_out(self) -> None:
         self._timer = None
         now, wall = self._now(), self._wall()
         self._batch_now = now
-        due = self._deadlines.due(now)
-        for connection in due[MAX_TIMEOUTS:]:
-            self._deadlines.set(connection, now)  # their turn comes after the packets that wait
-        for connection in due[:MAX_TIMEOUTS]:
+        for connection in self._deadlines.due(now):
+            if self._now() - now > TIMEOUT_BUDGET:
+                self._deadlines.set(connection, now)  # its turn comes after the packets that wait
+                continue
             try:
                 connection.timed_out(now, wall)
             except Exception:
@@ -428,33 +453,61 @@ class Endpoint(DatagramProtocol):
         failures = self.relay.failures
         while failures:
             failed = failures.pop()
-            self._log.failure("{name} is closed: its processing failed", Failure(failed.error), name=failed.name)
+            names = [session.link.name for session in failed.sessions]
+            if failed.key is not None:
+                self._log.failure(
+                    "allocation {allocation} is closed: its processing failed", Failure(failed.error), event="allocation.failed",
+                    device=failed.key[0].hex(), allocation=failed.key[1].hex(), connections=names,
+                )
+            else:
+                self._log.failure(
+                    "connection {connection} is closed: its processing failed", Failure(failed.error), event="connection.failed",
+                    connection=", ".join(names),
+                )
             self.relay.counters.session_errors += 1
             for session in failed.sessions:
                 self._abort(cast(RelayConnection, session.link))
 
     def _fail(self, connection: RelayConnection) -> None:
         """One connection's processing raised: end that one (R5.6)."""
-        self._log.failure("connection {connection} is closed: its processing failed", connection=connection.name)
+        ids = connection.session.ids
+        self._log.failure(
+            "connection {connection} is closed: its processing failed", event="connection.failed",
+            connection=connection.name, device=ids.get("device"), allocation=ids.get("allocation"),
+        )
         self.relay.counters.session_errors += 1
         self._abort(connection)
 
+    def _fail_channel(self, channel: Channel, path: Path) -> None:
+        """The same, when it was about what a client sent on its channel."""
+        sender = channel.sender(path)
+        if sender is not None:
+            self._fail(cast(RelayConnection, sender.link))
+
     def _abort(self, connection: RelayConnection) -> None:
+        if connection not in self._connections:
+            return
         try:
             connection.abort(self._now(), self._wall())
         except Exception:
-            self._log.failure("connection {connection} could not say goodbye", connection=connection.name)
+            self._log.failure(
+                "connection {connection} could not say goodbye", event="connection.close_failed", connection=connection.name
+            )
         self._remove(connection)
 
     def _remove(self, connection: RelayConnection) -> None:
+        self._touched.pop(connection, None)
+        if connection not in self._connections:
+            return  # removed before; a stream of somebody else's has touched it since
         if connection.is_abandoned and self.relay.admission.abandoned(numeric(connection.remote.host), self._now()):
             remote = connection.remote
             self.relay.limited(Limit.AMPLIFICATION, remote.host, remote.port, "pattern")
         self._connections.discard(connection)
         self._handshaking.discard(connection)
-        self._touched.pop(connection, None)
         self._deadlines.set(connection, None)
         routes = self._routes
         for connection_id in (*connection.quic.own_ids, connection.first_destination_id):
             if routes.get(connection_id) is connection:
                 del routes[connection_id]
+        if connection.finished:
+            connection.quic.let_go()

@@ -1,4 +1,4 @@
-"""Connection ids and stateless reset tokens (RFC 9000 §5.1, §10.3; R5.9).
+"""Connection ids, stateless reset tokens (RFC 9000 §5.1, §10.3; R5.9) and channel ids.
 
 Ids are 8 random bytes, so that nobody can link two of them. The reset token of an id is derived from a secret: a relay that kept
 its secret can reset connections of an earlier life, and the peer can recognise that.
@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from typing import Final
+
+from zrc_relay.core.channel import CHANNEL_ID_SIZE
 
 CONNECTION_ID_SIZE: Final = 8
 RESET_TOKEN_SIZE: Final = 16
@@ -31,6 +33,10 @@ class ConnectionIds:
     def new(self) -> bytes:
         """A fresh connection id."""
         return self._random(CONNECTION_ID_SIZE)
+
+    def channel(self) -> bytes:
+        """A fresh channel id (PROTOCOL §7)."""
+        return self._random(CHANNEL_ID_SIZE)
 
     def reset_token(self, connection_id: bytes) -> bytes:
         """The 16-byte stateless reset token of ``connection_id``."""

@@ -17,10 +17,11 @@ connection's and not that of whose packet is being handled: it is kept, and rais
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import inf
 from typing import Any, Final, Protocol, cast
 
 from aioquic.quic import events
-from aioquic.quic.configuration import QuicConfiguration
+from aioquic.quic.logger import QuicLoggerTrace
 
 from zrc_relay.core.allocation import Allocation
 from zrc_relay.core.codes import DropCause, ErrorCode
@@ -29,17 +30,17 @@ from zrc_relay.core.relay import Relay
 from zrc_relay.core.session import Session
 from zrc_relay.core.wire import Address, WireError
 from zrc_relay.quic.connection import CONTROL_STREAM, HELLO_STREAM, Connection
+from zrc_relay.quic.door import Opening
 from zrc_relay.quic.egress import EgressQueue
 from zrc_relay.quic.fastpath import FastPath
 from zrc_relay.quic.ids import ConnectionIds
 from zrc_relay.quic.oversize import OversizeSender
+from zrc_relay.quic.settings import Credentials, EndpointSettings
 from zrc_relay.quic.streams import Forwarder
 from zrc_relay.quic.udp import Path
 
 IDLE_MARGIN: Final = 0.1
 """Seconds, beside one PTO, before QUIC's idle timeout at which a connection is closed with a word (R5.5)."""
-GENERAL_INTERVAL: Final = 1.0
-"""Seconds after which a connection that sends is looked at in full, whatever it sends: path MTU probes have no other occasion."""
 MAX_LINGER: Final = 1.0
 """Longest time in seconds that a close waits for the control stream to be acknowledged."""
 
@@ -65,32 +66,30 @@ class Host(Protocol):
         """``connection`` has something to send: flush it at the end of the batch."""
         ...
 
+    def expect(self, connection: RelayConnection, deadline: float) -> None:
+        """``connection`` has nothing to send until ``deadline`` (monotonic seconds)."""
+        ...
+
 
 class RelayConnection:
-    """See the module's docstring. ``certificate_sha256`` is of the certificate that ``configuration`` holds."""
+    """See the module's docstring. It keeps the ``credentials`` and ``settings`` that it began with."""
 
     def __init__(
         self,
         host: Host,
+        credentials: Credentials,
+        settings: EndpointSettings,
         *,
-        configuration: QuicConfiguration,
-        certificate_sha256: bytes,
         ids: ConnectionIds,
         nonce: bytes,
-        original_id: bytes,
-        retry_id: bytes | None,
+        opening: Opening,
         path: Path,
         now: float,
-        handshake_timeout: float,
-        egress_bytes: int,
-        egress_age: float,
-        max_streams: int,
-        max_pending_streams: int,
-        max_udp_payload: int,
-        fast_path: bool = True,
     ) -> None:
         self._host = host
-        self.certificate_sha256 = certificate_sha256
+        self._ids = ids
+        self.certificate_sha256 = credentials.certificate_sha256
+        original_id, retry_id = opening.original_id, opening.retry_id
         self._original_id = original_id
         self.first_destination_id = original_id if retry_id is None else retry_id
         """The connection id that the client uses until it knows one of ours: its own choice, or our Retry's."""
@@ -98,7 +97,7 @@ class RelayConnection:
         self.established = False
         self.finished = False
         self._first_path = path
-        self._handshake_deadline: float | None = now + handshake_timeout
+        self._handshake_deadline: float | None = now + settings.handshake_timeout
         self._close: tuple[ErrorCode, str] | None = None
         self._linger_until = 0.0
         self._closing_packets: list[tuple[bytes, Path]] = []
@@ -106,27 +105,30 @@ class RelayConnection:
         self._control_received = 0
         self._control_credited = 0
         self._now = now
-        egress = EgressQueue(egress_bytes, egress_age, self._dropped_late)
         self.quic = Connection(
-            configuration=configuration,
+            configuration=credentials.configuration,
             ids=ids,
-            egress=egress,
-            max_streams=max_streams,
+            egress=self._queue(settings),
+            max_streams=settings.max_streams,
             on_issued=self._issued,
-            max_udp_payload=max_udp_payload,
+            max_udp_payload=settings.max_udp_payload,
             original_destination_connection_id=original_id,
             retry_source_connection_id=retry_id,
         )
         self.session = Session(host.relay, self, nonce, now)
-        self.streams = Forwarder(self, host.relay.counters, max_pending_streams)
-        self._oversize = OversizeSender(self.quic, EgressQueue(egress_bytes, egress_age, self._dropped_late))
+        self.streams = Forwarder(self, host.relay.counters, settings.max_pending_streams)
+        self._oversize = OversizeSender(self.quic, self._queue(settings))
         self._error: Exception | None = None
-        self._may_be_fast = fast_path
+        self._may_be_fast = settings.fast_path
         self._fast: FastPath | None = None
-        self._general_at = 0.0
+        self._idle_margin = self.quic.configuration.idle_timeout / 4
         self._max_payload = 0
         self._known_path = path
         self._key_updates = 0
+
+    def _queue(self, settings: EndpointSettings) -> EgressQueue:
+        waits = self._host.relay.counters.egress_waits
+        return EgressQueue(settings.egress_queue_bytes, settings.egress_queue_age, self._dropped_late, waits)
 
     def _dropped_late(self, size: int) -> None:
         self.session.drop_egress(DropCause.EGRESS_QUEUE, size, self._now)
@@ -138,6 +140,8 @@ class RelayConnection:
 
     def receive(self, data: bytes, path: Path, now: float, wall: float) -> None:
         """One UDP datagram for this connection."""
+        if self.finished:
+            return  # it came to an id that was retired lately
         quic = self.quic
         if self._closing_packets:
             self._repeat_close()
@@ -152,6 +156,8 @@ class RelayConnection:
 
     def receive_batch(self, packets: list[bytes], path: Path, now: float, wall: float) -> None:
         """Short-header packets for this connection, all from one path, in order."""
+        if self.finished:
+            return
         fast = self._fast
         if fast is None and self._may_be_fast and FastPath.usable(self.quic):
             fast = self._fast = FastPath(self.quic)
@@ -170,11 +176,22 @@ class RelayConnection:
                 packets = packets[1:]
         if self.quic.idle_deadline != deadline:
             self.session.heard(now)
-        self._host.touch(self)
+        if self.quic.attention or fast.wants_to_send(now) or not self._is_plain:
+            self._host.touch(self)
+        else:
+            self._host.expect(self, self._fast_deadline(fast, now))
 
     def timed_out(self, now: float, wall: float) -> None:
         """The deadline has come."""
         self._now = now
+        if (
+            self._fast is not None
+            and self._is_plain
+            and now < self._fast.recovery_deadline(self._idle_margin)
+            and now < (self.session.deadline or inf)
+        ):
+            self._host.touch(self)  # an acknowledgement or a paced packet is due, at most
+            return
         if self._handshake_deadline is not None and now >= self._handshake_deadline:
             self._host.relay.counters.handshakes[Handshake.TIMED_OUT] += 1
             self._finish(now, wall)
@@ -197,14 +214,14 @@ class RelayConnection:
         if self._error is not None:
             raise self._error
         self._now = now
-        if self._fast is not None and not self.quic.attention and now < self._general_at and self._is_plain:
+        fast = self._fast
+        if fast is not None and not self.quic.attention and self._is_plain and now < self.quic.next_probe_at:
             self.quic.egress.expire(now)
-            packets = self._fast.seal(now)
+            packets = fast.seal(now)
             if packets:
                 to, origin = cast(Path, self.quic.peer_address)
                 origin.send_many(packets, to)
-            return self._deadline(None)
-        self._general_at = now + GENERAL_INTERVAL
+            return self._fast_deadline(fast, now)
         self._notice_changes()
         again = self.streams.pump(now) if self._close is None else None
         self._oversize.pump(now)
@@ -225,6 +242,11 @@ class RelayConnection:
             return None
         return self._deadline(again)
 
+    def _fast_deadline(self, fast: FastPath, now: float) -> float:
+        """As ``_deadline``, for a connection on the short way; it may be early for an idle connection, but not twice."""
+        at = min(fast.deadline(self._idle_margin), self.session.deadline or inf)
+        return at if at > now else min(fast.deadline(0), cast(float, self._deadline(None)))
+
     @property
     def _is_plain(self) -> bool:
         """Whether there is nothing to look after but datagrams."""
@@ -236,6 +258,11 @@ class RelayConnection:
             self.quic.get_timer(), self.session.deadline, self._handshake_deadline, self._idle_deadline, linger, again,
         )
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
+
+    def record(self, trace: QuicLoggerTrace | None) -> None:
+        """Record what happens from here on into ``trace``; None: no longer. The short way, which records nothing, waits."""
+        self._fast = None
+        self.quic.record(trace)
 
     def hurry(self) -> None:
         """Let a close wait no longer: there will be no later flush."""
@@ -302,6 +329,7 @@ class RelayConnection:
 
     def _finish(self, now: float, wall: float) -> None:
         self.finished = True
+        self._fast = None
         self._handshake_deadline = None
         self._host.touch(self)
         try:
@@ -449,6 +477,25 @@ class RelayConnection:
     def control_backlog(self) -> int:
         """See ``Link``."""
         return self.quic.unsent(CONTROL_STREAM)
+
+    @property
+    def route(self) -> Path:
+        """See ``Link``."""
+        return self._path
+
+    def new_channel_id(self) -> bytes:
+        """See ``Link``."""
+        return self._ids.channel()
+
+    def send_packets(self, packets: list[bytes]) -> None:
+        """See ``Link``."""
+        to, origin = self._path
+        origin.send_many(packets, to)
+
+    def send_train(self, train: bytes, size: int) -> None:
+        """See ``Link``."""
+        to, origin = self._path
+        origin.send_train(train, size, to)
 
     def send_hello(self, data: bytes) -> None:
         """See ``Link``."""

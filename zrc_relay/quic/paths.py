@@ -13,25 +13,31 @@ Theory of operation
 from __future__ import annotations
 
 import hmac
+from math import inf
 from typing import Any, Final
 
 from aioquic._buffer import Buffer
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.congestion.base import create_congestion_control
 from aioquic.quic.connection import END_STATES, QuicConnection, QuicNetworkPath, QuicReceiveContext
+from aioquic.quic.logger import QuicLoggerTrace
 from aioquic.quic.packet import QuicFrameType, QuicPacketType
 from aioquic.quic.packet_builder import QuicDeliveryState, QuicPacketBuilder
 from aioquic.tls import Epoch
 
-from zrc_relay.quic.congestion import Congestion
+from zrc_relay.quic.congestion import Congestion, Pacer
 from zrc_relay.quic.ids import RESET_TOKEN_SIZE
 from zrc_relay.quic.keyphase import KeyPair
 from zrc_relay.quic.pmtu import PathMtu
+from zrc_relay.quic.qlog import Trace
+from zrc_relay.quic.recent import RecentPackets
 
 KEY_UPDATE_PACKETS: Final = 1 << 22
 """Packets sealed with one key: half of the AES-GCM confidentiality limit of 2^23 (RFC 9001 §6.6)."""
 MIN_STATELESS_RESET: Final = 21
 """Smallest packet that can be one (RFC 9000 §10.3)."""
+_LASTING: Final = frozenset(("_close_pending", "_handshake_complete", "_network_paths", "_state", "_validated_address"))
+"""What says that a connection has ended, and who it was with."""
 _MIN_PATIENCE: Final = 1.0
 _RTT_ESTIMATES: Final = (
     "_rtt_first_sample_time", "_rtt_initialized", "_rtt_latest", "_rtt_min", "_rtt_smoothed", "_rtt_variance",
@@ -55,6 +61,7 @@ class PathConnection(QuicConnection):
             original_destination_connection_id=original_destination_connection_id,
             retry_source_connection_id=retry_source_connection_id,
         )
+        self._loss._pacer = Pacer(max_datagram_size=configuration.max_datagram_size)  # noqa: SLF001
         self._came_by_retry = retry_source_connection_id is not None
         self.attention = True
         """Whether the general machinery may have something to say: it decides what is sent until it has nothing left."""
@@ -66,13 +73,44 @@ class PathConnection(QuicConnection):
         self._path_since = 0
         self._heard_path: QuicNetworkPath | None = None
         self._validated_address: Any = None
-        self.key_updates = 0
-        """How often the keys were changed, by either side."""
+        self._known_updates = 0
+
+    def record(self, trace: QuicLoggerTrace | None) -> None:
+        """Log QUIC events into ``trace`` from now on; None: no longer. A ``Trace`` hears of the end of the connection."""
+        self._quic_logger = trace
+        self._loss._quic_logger = trace  # noqa: SLF001 - it has a copy of its own
+
+    def _close_end(self) -> None:
+        self._end_trace()  # which ``QuicConnection`` would want to give back to the configuration
+        super()._close_end()
+
+    def _end_trace(self) -> None:
+        trace = self._quic_logger
+        if isinstance(trace, Trace):
+            self.record(None)
+            trace.end()
 
     @property
     def is_ending(self) -> bool:
         """Whether the connection is closed, draining or about to send its close."""
         return self._close_pending or self._state in END_STATES
+
+    def _confirm_handshake(self) -> None:
+        super()._confirm_handshake()
+        if not self._is_client:
+            self._crypto_buffers = {}  # 48 kB, and a server has nothing more to say in them
+
+    def let_go(self) -> None:
+        """After its end: keep only what others may still ask (``_LASTING``).
+
+        A QuicConnection is full of reference cycles, because each of its parts has a callback. Left to the garbage collector,
+        connections that are over would pile up, and then keep every packet waiting while it looks at all that there is.
+        """
+        self._end_trace()
+        attributes = vars(self)
+        for name in attributes.keys() - _LASTING:
+            del attributes[name]
+        self._streams = {}
 
     # -- the path
 
@@ -96,7 +134,13 @@ class PathConnection(QuicConnection):
         self._follow_path()
 
     def handle_timer(self, now: float) -> None:
-        """See ``QuicConnection``. A new path that the peer did not confirm in time is left for the old one again."""
+        """See ``QuicConnection``. A new path that the peer did not confirm in time is left for the old one again.
+
+        When only an acknowledgement or a paced packet is due there is nothing to do but to send.
+        """
+        validation = self._path_validation_deadline()
+        if now < min(self._close_at or inf, self._loss_at or inf, validation or inf):
+            return
         self.attention = True
         super().handle_timer(now)
         self._follow_path()
@@ -134,6 +178,16 @@ class PathConnection(QuicConnection):
         for name, value in zip(_RTT_ESTIMATES, estimates, strict=False):
             setattr(self._loss, name, value)  # packets that took the old path tell nothing of this one (RFC 9000 §9.4)
 
+    @property
+    def udp_payload(self) -> int:
+        """How many bytes of UDP payload the path to the peer is known to carry."""
+        return self._max_datagram_size
+
+    @property
+    def next_probe_at(self) -> float:
+        """When a probe of the path's MTU may leave, if anything is sent at all."""
+        return self._mtu.next_probe_at
+
     def _probe_path(self, now: float) -> list[tuple[bytes, Any]]:
         """A packet of the size that the search wants to know about, if it wants to know now (RFC 9000 §14.4)."""
         path = self._network_paths[0]
@@ -152,9 +206,12 @@ class PathConnection(QuicConnection):
             peer_cid=self._peer_cid.cid,
             spin_bit=self._spin_bit,
             version=self._version or 0,
+            quic_logger=self._quic_logger,
         )
         builder.start_packet(QuicPacketType.ONE_RTT, self._cryptos[Epoch.ONE_RTT])
         builder.start_frame(QuicFrameType.PING, handler=self._on_probe_delivery, handler_args=(size, path))
+        if self._quic_logger is not None and builder.quic_logger_frames is not None:
+            builder.quic_logger_frames.append(self._quic_logger.encode_ping_frame())
         builder._datagram_needs_padding = True  # noqa: SLF001 - how aioquic pads its own path challenges
         self._mtu.sent()
         return self._flush_builder(builder=builder, network_path=path, peer_cid=self._peer_cid.cid, now=now)
@@ -180,11 +237,12 @@ class PathConnection(QuicConnection):
         if self._came_by_retry:
             self._network_paths[0].is_validated = True  # RFC 9000 §8.1.2; aioquic itself would wait for a Handshake packet
         self._keys = self._cryptos[Epoch.ONE_RTT] = KeyPair()
+        self._spaces[Epoch.ONE_RTT].received_packets = RecentPackets()  # type: ignore[assignment]  # of the same interface
 
     def _update_keys(self, now: float) -> None:
         keys = self._keys
-        if keys.updates != self.key_updates:  # by the peer or by us
-            self.key_updates = keys.updates
+        if keys.updates != self._known_updates:  # by the peer or by us
+            self._known_updates = keys.updates
             self._keys_since = self._packet_number
             self._forget_keys_at = None
         if keys.holds_previous and keys.is_settled:
@@ -196,6 +254,11 @@ class PathConnection(QuicConnection):
         if sealed >= self.key_update_packets and self._spaces[Epoch.ONE_RTT].largest_acked_packet > self._keys_since:
             # The peer has the current keys (RFC 9001 §6.1): one of their packets was acknowledged.
             self.request_key_update()
+
+    @property
+    def key_updates(self) -> int:
+        """How often the keys were changed, by either side."""
+        return self._keys.updates if self._handshake_confirmed else 0
 
     def is_stateless_reset(self, data: bytes) -> bool:
         """Whether a packet that belongs to no connection is the peer's stateless reset of this one (RFC 9000 §10.3.1)."""

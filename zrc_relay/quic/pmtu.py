@@ -13,6 +13,7 @@ right. A finished search below the maximum is repeated every ``raise_interval`` 
 from __future__ import annotations
 
 from enum import Enum, unique
+from math import inf
 from typing import Final
 
 MAX_PROBES: Final = 3
@@ -69,6 +70,15 @@ class PathMtu:
             self._search(self._maximum + 1, first=self._maximum)
         return self._candidate
 
+    @property
+    def next_probe_at(self) -> float:
+        """When ``next_probe`` will have a size again, in the seconds that it is given: 0 for now, infinity for not by itself."""
+        if self._outstanding:
+            return inf
+        if self.state is SearchState.SEARCHING:
+            return 0.0
+        return self._again_at if self.size < self._maximum else inf
+
     def sent(self) -> None:
         """The probe was sent."""
         self._outstanding = True
@@ -111,7 +121,7 @@ class PathMtu:
         self._outstanding = False
         if first <= self.size:
             self.state = SearchState.COMPLETE
-            self._again_at = float("inf")
+            self._again_at = inf
 
     def _next(self, now: float) -> None:
         if self._too_big - self.size <= STEP:

@@ -24,13 +24,14 @@ from twisted.internet import udp
 from twisted.internet.interfaces import IReactorFDSet
 from twisted.logger import Logger
 
+from zrc_relay.core.counters import Traffic
 from zrc_relay.core.wire import Address
 
-MAX_READS: Final = 64
-"""System calls per wake-up. With UDP_GRO each may bring 64 KiB, some 45 packets: about 3 ms of work at most, so that other
-sockets and timers get their turn."""
-MAX_BATCH: Final = 128
-"""Packets per wake-up after which no further call is made."""
+MAX_READS: Final = 192
+"""System calls per wake-up."""
+MAX_BATCH: Final = 192
+"""Packets per wake-up after which no further call is made, and a call may bring 64 at once: about 3 ms of work at most, so that
+other sockets and timers get their turn."""
 MAX_SEGMENTS: Final = 64
 """Packets that one call may send (UDP_MAX_SEGMENTS in the kernel)."""
 MAX_TRAIN: Final = 65_000
@@ -74,6 +75,10 @@ class Sender(Protocol):
         """Send datagrams to ``to`` in this order, likewise."""
         ...
 
+    def send_train(self, train: bytes, size: int, to: SocketAddress) -> None:
+        """Send datagrams of ``size`` bytes each, the last perhaps shorter, that come in one piece."""
+        ...
+
 
 Path = tuple[SocketAddress, Sender]
 """A network path as aioquic's connections see it: opaque, compared by value (the remote address and our own side of it)."""
@@ -103,6 +108,14 @@ class Receiver(Protocol):
         ...
 
 
+class TrainReceiver(Receiver, Protocol):
+    """A ``Receiver`` that takes trains as they are."""
+
+    def train_received(self, train: bytes, size: int, path: Path) -> None:
+        """Several datagrams of one sender in one piece, of ``size`` bytes each, the last perhaps shorter."""
+        ...
+
+
 class _Origin:
     """Our side of a path: a socket, and on a wildcard socket the address that was reached. Compared by these."""
 
@@ -119,6 +132,9 @@ class _Origin:
     def send_many(self, packets: list[bytes], to: SocketAddress) -> None:
         self._port.send_many(packets, to, self._ancillary)
 
+    def send_train(self, train: bytes, size: int, to: SocketAddress) -> None:
+        self._port.send_train(train, size, to, self._ancillary)
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Origin) and (self._port, self._ancillary) == (other._port, other._ancillary)
 
@@ -127,13 +143,15 @@ class _Origin:
 
 
 class UdpPort(udp.Port):
-    """A listening (or client) UDP socket that hands batches to a ``Receiver``."""
+    """A listening (or client) UDP socket that hands batches to a ``Receiver``, and trains in one piece to a ``TrainReceiver``."""
 
     _log = Logger()
 
-    def __init__(self, host: str, port: int, receiver: Receiver, reactor: IReactorFDSet) -> None:
+    def __init__(self, host: str, port: int, receiver: Receiver | TrainReceiver, reactor: IReactorFDSet) -> None:
         super().__init__(port, receiver, interface=host, maxPacketSize=MAX_DATAGRAM, reactor=reactor)
         self._receiver = receiver
+        self._train_received = getattr(receiver, "train_received", self._split)
+        self.traffic = Traffic()
         self._wildcard = ip_address(host.partition("%")[0]).is_unspecified
         self._is_v6 = ":" in host
         self._origins: dict[bytes, _Origin] = {}
@@ -156,7 +174,7 @@ class UdpPort(udp.Port):
         try:
             made.setsockopt(_SOL_UDP, _UDP_GRO, 1)
         except OSError:
-            self._log.debug("this kernel has no UDP_GRO: one packet for each read")
+            self._log.debug("this kernel has no UDP_GRO: one packet for each read", event="udp.no_gro")
         else:
             self._takes_trains = True
         for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
@@ -184,7 +202,7 @@ class UdpPort(udp.Port):
         ancillary_size = socket.CMSG_SPACE(_GRO_SIZE.size) if self._takes_trains else 0
         if self._wildcard:
             ancillary_size += socket.CMSG_SPACE(_PKTINFO6.size)
-        packets = 0
+        packets = reads = octets = 0
         for _ in range(MAX_READS):
             try:
                 data, ancillary, _, sender = receive(MAX_DATAGRAM, ancillary_size)
@@ -192,20 +210,31 @@ class UdpPort(udp.Port):
                 break
             except OSError:
                 continue  # an ICMP error of an earlier send, reported here; the next call goes on
+            reads += 1
+            octets += len(data)
             local, size = _read_ancillary(ancillary) if ancillary else (b"", 0)
             try:
                 path = (sender, self._origin(local))
-                for start in range(0, max(len(data), 1), size or MAX_DATAGRAM):
-                    received(data[start : start + size] if size else data, path)
+                if 0 < size < len(data):
+                    self._train_received(data, size, path)
+                    packets += -(-len(data) // size)
+                else:
+                    received(data, path)
                     packets += 1
             except Exception:
-                self._log.failure("a datagram from {sender} could not be dealt with", sender=sender[0])
+                self._log.failure("a datagram from {sender} could not be dealt with", event="datagram.failed", sender=sender[0])
             if packets >= MAX_BATCH:
                 break
+        if packets:
+            self.traffic.arrived(reads, packets, octets)
         try:
             self._receiver.batch_done()
         except Exception:
-            self._log.failure("a batch of datagrams could not be finished")
+            self._log.failure("a batch of datagrams could not be finished", event="batch.failed")
+
+    def _split(self, train: bytes, size: int, path: Path) -> None:
+        for start in range(0, len(train), size):
+            self._receiver.datagram_received(train[start : start + size], path)
 
     def send_many(self, packets: list[bytes], to: SocketAddress, ancillary: list[tuple[int, int, bytes]]) -> None:
         """Send datagrams in order; equal ones that follow each other, and a shorter one behind them, in one call."""
@@ -221,39 +250,49 @@ class UdpPort(udp.Port):
                     end += 1
             if end == index + 1:
                 self.send(packets[index], to, ancillary)
-            elif not self._send_train(packets[index:end], size, to, ancillary):
+            elif not self._send_segments(packets[index:end], end - index, size, to, ancillary):
                 continue  # once more, one by one
             index = end
 
-    def _send_train(
-        self, packets: list[bytes], size: int, to: SocketAddress, ancillary: list[tuple[int, int, bytes]]
+    def send_train(self, train: bytes, size: int, to: SocketAddress, ancillary: list[tuple[int, int, bytes]]) -> None:
+        """Send datagrams of ``size`` bytes each, the last perhaps shorter, that come in one piece."""
+        count = -(-len(train) // size)
+        if count > MAX_SEGMENTS or not (self._can_segment and self._send_segments([train], count, size, to, ancillary)):
+            self.send_many([train[start : start + size] for start in range(0, len(train), size)], to, ancillary)
+
+    def _send_segments(
+        self, pieces: list[bytes], count: int, size: int, to: SocketAddress, ancillary: list[tuple[int, int, bytes]]
     ) -> bool:
-        """One call for packets of ``size`` bytes, the last perhaps shorter; False when the kernel does not do that."""
+        """One call for ``count`` packets of ``size`` bytes, the last perhaps shorter; False when the kernel does not do that."""
         segment = (_SOL_UDP, _UDP_SEGMENT, _SEGMENT_SIZE.pack(size))
         try:
-            self.socket.sendmsg(packets, [*ancillary, segment], 0, to)
+            sent = self.socket.sendmsg(pieces, [*ancillary, segment], 0, to)
         except (BlockingIOError, InterruptedError):
             self._receiver.send_blocked()
         except OSError as error:
             if error.errno not in _NO_SEGMENTS:
-                self._log.debug("cannot send to {to}: {error}", to=to[0], error=error)
+                self._log.debug("cannot send to {to}: {error}", event="udp.send_failed", to=to[0], error=error)
                 return True
             self._can_segment = False
-            self._log.info("this kernel or interface has no UDP_SEGMENT: one packet for each send")
+            self._log.info("this kernel or interface has no UDP_SEGMENT: one packet for each send", event="udp.no_gso")
             return False
+        else:
+            self.traffic.trains.observe(count)
+            self.traffic.bytes_sent += sent
         return True
 
     def send(self, data: bytes, to: SocketAddress, ancillary: list[tuple[int, int, bytes]]) -> None:
         """Send a datagram, or lose it: a full buffer or an unreachable address is what the network does, too."""
         try:
-            if ancillary:
-                self.socket.sendmsg([data], ancillary, 0, to)
-            else:
-                self.socket.sendto(data, to)
+            sent = self.socket.sendmsg([data], ancillary, 0, to) if ancillary else self.socket.sendto(data, to)
         except (BlockingIOError, InterruptedError):
             self._receiver.send_blocked()
         except OSError as error:
-            self._log.debug("cannot send to {to}: {error}", to=to[0], error=error)
+            self._log.debug("cannot send to {to}: {error}", event="udp.send_failed", to=to[0], error=error)
+        else:
+            traffic = self.traffic
+            traffic.singles += 1
+            traffic.bytes_sent += sent
 
     def _origin(self, ip: bytes) -> _Origin:
         origin = self._origins.get(ip)

@@ -1,0 +1,119 @@
+"""All that watches a relay process, put together: vital signs, metrics, health, and the observe endpoint that tells of them (R7).
+
+``Watch`` is a part of the service tree. What it looks at comes in as arguments; it changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+from cryptography.x509 import Certificate
+from twisted.application.service import MultiService
+
+from zrc_relay.config_endpoints import StreamEndpoint
+from zrc_relay.control.endpoints import SiteService
+from zrc_relay.control.health import (
+    Check,
+    Checks,
+    Failing,
+    certificate_expired,
+    certificate_expires_soon,
+    complain_if,
+    failing,
+    loop_late,
+)
+from zrc_relay.control.observe import Observe
+from zrc_relay.core.relay import Relay
+from zrc_relay.metrics.catalogue import take
+from zrc_relay.metrics.exposition import Exposition
+from zrc_relay.metrics.local import Bouncer, ConnectionCounts, Local, Port, Reloads, Task, Webhook
+from zrc_relay.metrics.vitals import Vitals
+
+
+class BackgroundTask(Task, Failing, Protocol):
+    """A task that goes on after it failed, and a name for it."""
+
+    @property
+    def name(self) -> str | None:
+        """What messages call it."""
+        ...
+
+
+class Log(Task, Failing, Protocol):
+    """A file that lines are written to."""
+
+    @property
+    def path(self) -> Any:
+        """Where it is."""
+        ...
+
+
+class Reloading(Reloads, Failing, Protocol):
+    """What reads the settings again."""
+
+
+class Watch(MultiService):
+    """See the module's docstring. ``now`` gives monotonic and ``wall`` Unix seconds; without ``endpoint`` nothing is served."""
+
+    def __init__(
+        self,
+        reactor: Any,
+        relay: Relay,
+        *,
+        endpoint: StreamEndpoint | None,
+        connections: ConnectionCounts,
+        ports: Callable[[], Sequence[Port]],
+        tasks: Sequence[BackgroundTask],
+        logs: Sequence[Log],
+        state: Sequence[Task],
+        reloads: Reloading,
+        certificate: Callable[[], Certificate],
+        is_ready: Callable[[], bool],
+        webhook: Webhook | None,
+        bouncer: Bouncer | None,
+        now: Callable[[], float],
+        wall: Callable[[], float],
+    ) -> None:
+        super().__init__()
+        self.setName("watch")
+        self.vitals = Vitals(reactor, relay.counters, now)
+        self.addService(self.vitals)
+        background = (*tasks, *self.vitals.tickers)
+
+        def troubles() -> Mapping[str, Iterable[Task]]:
+            return {"background": background, "log": logs, "state": state}
+
+        def expires() -> float:
+            return certificate().not_valid_after_utc.timestamp()
+
+        self.local = Local(
+            relay, connections, ports, self.vitals, now, is_ready, expires, troubles, reloads, webhook, bouncer,
+        )
+        fails = [failing(task, f"the background task {task.name} fails") for task in background]
+        self.checks = Checks(
+            failures=(
+                complain_if(lambda: is_ready() and not ports(), "no UDP socket is open"),
+                certificate_expired(expires, wall),
+                *fails,
+            ),
+            warnings=(
+                certificate_expires_soon(expires, wall),
+                loop_late(lambda: self.vitals.loop.waits.worst.at(now())),
+                failing(reloads, "the last reload was refused: what the files say is not in force"),
+                *_log_checks(logs),
+            ),
+            unreadiness=(
+                complain_if(lambda: relay.draining, "the relay drains"),
+                complain_if(lambda: not is_ready() and not relay.draining, "the relay has not started"),
+            ),
+        )
+        self.exposition = Exposition(lambda: take(self.local))
+        self.site: SiteService | None = None
+        if endpoint is not None:
+            self.site = SiteService("observe", endpoint, Observe(self.checks, self.exposition).resource(), reactor)
+            self.addService(self.site)
+
+
+def _log_checks(logs: Sequence[Log]) -> list[Check]:
+    return [failing(log, f"cannot write to {log.path}") for log in logs]

@@ -1,0 +1,82 @@
+"""The log observer of a relay process: which lines are written, in which form, how many (R5.7).
+
+Theory of operation
+-------------------
+Twisted's publisher calls ``RelayLog`` with each event. It asks, the cheapest question first: is the event's level high enough for
+its namespace? Has its kind budget left? Only then a line is made. Kinds are the names of the catalog; what libraries say is told
+apart by namespace and sentence.
+
+Levels and form can be replaced while it runs (``configure``), and with them nothing else. An error in here costs the line, and
+is told in a line of its own that cannot fail.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from twisted.logger import ILogObserver, LogLevelFilterPredicate, PredicateResult
+from twisted.logger import LogLevel as TwistedLevel
+from zope.interface import implementer  # type: ignore[import-untyped]
+
+from zrc_relay.logs.catalog import OTHER
+from zrc_relay.logs.levels import LogFormat, LogLevel
+from zrc_relay.logs.outputs import Output
+from zrc_relay.logs.rates import Throttle
+from zrc_relay.logs.render import event_name, json_line, text_line
+
+_LEVELS: Final = {level.value: level for level in LogLevel}
+
+
+@dataclass(frozen=True, slots=True)
+class LogSettings:
+    """What the configuration says about the log; ``levels`` are by namespace, the longest that fits an event's decides."""
+
+    level: LogLevel = LogLevel.INFO
+    levels: Mapping[str, LogLevel] = field(default_factory=dict)
+    form: LogFormat = LogFormat.AUTO
+
+
+@implementer(ILogObserver)
+class RelayLog:
+    """See the module's docstring. ``now`` gives monotonic seconds."""
+
+    def __init__(self, output: Output, settings: LogSettings, now: Callable[[], float]) -> None:
+        self._output = output
+        self._throttle = Throttle(now)
+        self.failures = 0
+        """Lines that could not be made: errors of our own."""
+        self.configure(settings)
+
+    def configure(self, settings: LogSettings) -> None:
+        """Use other settings from the next line on."""
+        levels = LogLevelFilterPredicate(TwistedLevel.levelWithName(settings.level.value))
+        for namespace, level in settings.levels.items():
+            levels.setLogLevelForNamespace(namespace, TwistedLevel.levelWithName(level.value))
+        form = settings.form
+        if form is LogFormat.AUTO:
+            form = LogFormat.TEXT if self._output.is_terminal else LogFormat.JSON
+        self._levels, self._line = levels, text_line if form is LogFormat.TEXT else json_line
+
+    def reopen(self) -> None:
+        """Go on in a new file, after the old one was renamed."""
+        self._output.reopen()
+
+    def __call__(self, event: Mapping[str, Any]) -> None:
+        """Write ``event``, or not."""
+        try:
+            is_placed = event.get("log_level") is not None and event.get("log_namespace")
+            if is_placed and self._levels(dict(event)) is PredicateResult.no:
+                return
+            name = event_name(event)
+            kind = f"{event.get('log_namespace')} {event.get('log_format')}" if name == OTHER else name
+            suppressed = self._throttle.admit(kind, is_failure="log_failure" in event)
+            if suppressed is None:
+                return
+            level = event.get("log_level")
+            self._output.write(self._line(event, suppressed), _LEVELS[level.name] if level is not None else LogLevel.INFO)
+        except Exception as error:
+            self.failures += 1
+            lost = f'{{"level":"error","event":"other","message":"a line was lost: {type(error).__name__}"}}'
+            self._output.write(lost, LogLevel.ERROR)
