@@ -14,9 +14,12 @@
     react(lambda reactor: Deferred.fromCoroutine(main(reactor)))
 """
 
+from zrc_relay.client.channel import Channel
 from zrc_relay.client.connect import connect, connect_resilient, connect_unbound
 from zrc_relay.client.connection import ClientConnection
 from zrc_relay.client.errors import (
+    ChannelClosed,
+    ChannelRefused,
     ConnectFailed,
     ConnectionLost,
     NotConnected,
@@ -55,6 +58,9 @@ from zrc_relay.client.trust import Trust
 
 __all__ = [
     "AllocationTerminated",
+    "Channel",
+    "ChannelClosed",
+    "ChannelRefused",
     "ClientConnection",
     "ConnectFailed",
     "ConnectionLost",

@@ -10,8 +10,8 @@ it a ``Sender`` and hands it what arrives, which is also how tests join it to a 
 ``established`` fires at ALLOCATED, or fails with what went wrong before. ``closed`` fires once at the end: with None after
 ``release``, ``close`` or the relay's NO_ERROR, else with the error. Everything that is queued here is bounded.
 
-The work is done by parts that know nothing of each other: ``Driver`` sends, receives and keeps the time, ``Outbox`` and ``Inbox``
-have the payloads, ``Streams`` the streams, and ``Control`` what is said in capsules.
+The work is done by parts that know little of each other: ``Driver`` sends, receives and keeps the time, ``Outbox`` and ``Inbox``
+have the payloads, ``Streams`` the streams, ``ChannelEnd`` the packets beside QUIC, and ``Control`` what is said in capsules.
 """
 
 from __future__ import annotations
@@ -19,12 +19,22 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 
 from aioquic.quic import events
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail
 
+from zrc_relay.client.channel import DATAGRAM_COST, FIRST_BYTE, Channel, ChannelEnd
 from zrc_relay.client.control import CONTROL_STREAMS, Control
 from zrc_relay.client.driver import Driver
 from zrc_relay.client.ending import Ending
-from zrc_relay.client.errors import ConnectFailed, ConnectionLost, Redirected, RelayError, UnknownCode, error_for, transport_error
+from zrc_relay.client.errors import (
+    ChannelRefused,
+    ConnectFailed,
+    ConnectionLost,
+    Redirected,
+    RelayError,
+    UnknownCode,
+    error_for,
+    transport_error,
+)
 from zrc_relay.client.identity import Identity
 from zrc_relay.client.notices import MaxPayloadChanged, NoticeEvent, PeerJoined, PeerLeft, notice_event, tell
 from zrc_relay.client.payloads import EGRESS_AGE, EGRESS_BYTES, MAX_RECEIVED, Inbox, Outbox
@@ -33,7 +43,8 @@ from zrc_relay.client.stream_table import Streams
 from zrc_relay.client.streams import RelayAddress, RelayStream
 from zrc_relay.client.trust import MAX_STREAMS, MAX_UDP_PAYLOAD, Trust
 from zrc_relay.core import wire
-from zrc_relay.core.codes import ErrorCode
+from zrc_relay.core.channel import is_one_channel
+from zrc_relay.core.codes import ErrorCode, HelloFeature
 from zrc_relay.core.token import RelayToken, routing_byte
 from zrc_relay.core.wire import Address, Allocated, Hello, Redirect, Refreshed, RelayEntry, Released
 from zrc_relay.quic.clock import Clock
@@ -93,6 +104,9 @@ class ClientConnection:
         self._inbox = Inbox(self._tally, on_datagram)
         self._streams = Streams(self.quic, deliver=self._inbox.deliver, wake=self._driver.flush_soon)
         self._streams.on_stream = on_stream
+        self._channel_end = ChannelEnd(
+            self._control, self._driver, (remote, sender), room=self._room_beside, tally=self._tally
+        )
 
     # -- for users
 
@@ -180,6 +194,14 @@ class ClientConnection:
         self._check_open()
         return self._streams.open(unidirectional=unidirectional)
 
+    def open_channel(self, on_data: Callable[[bytes], None] | None = None) -> Deferred[Channel]:
+        """Open a channel to the other end, for packets that are encrypted end to end already: cheaper, and nothing is queued.
+
+        Fires with the channel, which is the same one until it is closed; ``on_data`` is called with each payload that arrives on
+        it. Fails with ``ChannelRefused`` when the relay offers none. Packets pass when the other end has opened it as well.
+        """
+        return self.join_channel(Channel(self._tally, on_data))
+
     def refresh(self, token: RelayToken) -> Deferred[Refreshed]:
         """Put ``token`` in force; fires with the new limits, or fails with the ``RelayError`` of the refusal."""
         self._check_open()
@@ -235,7 +257,19 @@ class ClientConnection:
 
     def datagram_received(self, data: bytes, path: Path) -> None:
         """One UDP datagram from the relay; see ``Receiver``."""
-        self._driver.datagram_received(data, path)
+        if data[:1] == FIRST_BYTE:
+            self._channel_end.received([data], path)
+        else:
+            self._driver.datagram_received(data, path)
+
+    def train_received(self, train: bytes, size: int, path: Path) -> None:
+        """Several UDP datagrams in one piece; see ``TrainReceiver``."""
+        packets = [train[start : start + size] for start in range(0, len(train), size)]
+        if train[:1] == FIRST_BYTE and is_one_channel(train, size):
+            self._channel_end.received(packets, path)
+        else:
+            for packet in packets:
+                self.datagram_received(packet, path)
 
     def batch_done(self) -> None:
         """Answer what the batch asked for; see ``Receiver``."""
@@ -244,6 +278,15 @@ class ClientConnection:
     def give_up(self, error: Exception) -> None:
         """End it from outside with ``error``, telling the relay if it listens."""
         self._finish(error, tell=True)
+
+    def join_channel(self, channel: Channel) -> Deferred[Channel]:
+        """As ``open_channel``, with ``channel``, unless there is one already."""
+        self._check_open()
+        if self.hello is None or self.allocated is None:
+            return fail(ChannelRefused("a channel belongs to an allocation, and there is none"))
+        if not self.hello.features & HelloFeature.CHANNELS:
+            return fail(ChannelRefused("the relay offers no channels"))
+        return self._channel_end.open(channel)
 
     def report(self, event: NoticeEvent) -> None:
         """Tell the user of ``event``, which may be one of the library's own."""
@@ -365,8 +408,14 @@ class ClientConnection:
         if not self.established.called:
             self.established.errback(reported)
         self._control.lost(reported)
+        self._channel_end.lost(reported)
         self._inbox.close()
         self._ending.come()
+
+    def _room_beside(self) -> int:
+        """Bytes of UDP payload that fit the path to the relay and, as far as it is known, the one from there to the other end."""
+        here = self.quic.udp_payload
+        return min(here, self.peer_max_payload + DATAGRAM_COST) if self.peer_max_payload else here
 
     @property
     def _allocated(self) -> Allocated:

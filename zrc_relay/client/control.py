@@ -1,20 +1,20 @@
 """``Control``: the capsules of one connection (PROTOCOL §2, §4, §5), and those who wait for an answer.
 
-Answers carry no name of the question, so those of one kind belong to the questions in order. An ERROR answers the oldest REFRESH:
-it is the only request of ours that can be refused while the session lives. Everything else that the relay says goes to ``tell``.
+Answers carry no name of the question, so those of one kind belong to the questions in order. An ERROR answers the oldest of those
+that can be refused while the session lives, REFRESH and OPEN_CHANNEL. Everything else that the relay says goes to ``tell``.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from twisted.internet.defer import Deferred
 
 from zrc_relay.client.driver import KEEPALIVE_PING
-from zrc_relay.client.errors import error_for
+from zrc_relay.client.errors import ChannelRefused, RelayError, UnknownCode, error_for
 from zrc_relay.client.identity import Identity
 from zrc_relay.core import wire
 from zrc_relay.core.token import RelayToken
@@ -22,6 +22,14 @@ from zrc_relay.core.wire import Allocated, Refreshed, RelayEntry
 from zrc_relay.quic.connection import CONTROL_STREAM, HELLO_STREAM, Connection
 
 CONTROL_STREAMS: Final = (HELLO_STREAM, CONTROL_STREAM)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A request that may be refused: REFRESH with a token, or OPEN_CHANNEL."""
+
+    token: RelayToken | None
+    waiter: Deferred[Any]
 
 
 class Control:
@@ -44,7 +52,7 @@ class Control:
         self._tell = tell
         self._wake = wake
         self._decoders = {stream_id: wire.CapsuleDecoder(wire.RELAY_CAPSULES) for stream_id in CONTROL_STREAMS}
-        self._refreshes: deque[tuple[RelayToken, Deferred[Refreshed]]] = deque()
+        self._asked: deque[_Asked] = deque()
         self._listings: deque[Deferred[tuple[RelayEntry, ...]]] = deque()
         self._pings: dict[int, tuple[float, Deferred[float]]] = {}
         self._last_ping = KEEPALIVE_PING
@@ -62,7 +70,14 @@ class Control:
         """REFRESH."""
         self.send(wire.Refresh(token.encode()))
         waiter: Deferred[Refreshed] = Deferred()
-        self._refreshes.append((token, waiter))
+        self._asked.append(_Asked(token, waiter))
+        return waiter
+
+    def open_channel(self) -> Deferred[bytes]:
+        """OPEN_CHANNEL; fires with the channel's id."""
+        self.send(wire.OpenChannel())
+        waiter: Deferred[bytes] = Deferred()
+        self._asked.append(_Asked(None, waiter))
         return waiter
 
     def list_relays(self) -> Deferred[tuple[RelayEntry, ...]]:
@@ -109,8 +124,12 @@ class Control:
                 case Refreshed():
                     self._refreshed(capsule)
                 case wire.Error(code=code, message=message):
-                    if self._refreshes:
-                        self._refreshes.popleft()[1].errback(error_for(code, message))
+                    self._refused(error_for(code, message))
+                case wire.Channel(channel_id=channel_id):
+                    opening = next((asked for asked in self._asked if asked.token is None), None)
+                    if opening is not None:
+                        self._asked.remove(opening)
+                        opening.waiter.callback(channel_id)
                 case wire.Relays(entries=entries):
                     if self._listings:
                         self._listings.popleft().callback(entries)
@@ -127,21 +146,29 @@ class Control:
 
     def _refreshed(self, limits: Refreshed) -> None:
         self.limits = limits
-        if self._refreshes:  # else the other side has asked
-            token, waiter = self._refreshes.popleft()
-            if self.identity is not None:
-                self.identity = replace(self.identity, token=token)
-            waiter.callback(limits)
+        refresh = next((asked for asked in self._asked if asked.token is not None), None)
+        if refresh is None:  # the other side has asked
+            return
+        self._asked.remove(refresh)
+        if self.identity is not None and refresh.token is not None:
+            self.identity = replace(self.identity, token=refresh.token)
+        refresh.waiter.callback(limits)
+
+    def _refused(self, error: RelayError | UnknownCode) -> None:
+        if self._asked:
+            asked = self._asked.popleft()
+            is_channel = asked.token is None
+            asked.waiter.errback(ChannelRefused(f"the relay opens no channel: {error}", error) if is_channel else error)
 
     # -- the end
 
     def lost(self, error: Exception) -> None:
         """The connection ended: nobody will be answered any more."""
         self._is_over = True
-        waiting: list[Deferred[Any]] = [waiter for _, waiter in self._refreshes]
+        waiting: list[Deferred[Any]] = [asked.waiter for asked in self._asked]
         waiting += self._listings
         waiting += [waiter for _, waiter in self._pings.values()]
-        self._refreshes.clear()
+        self._asked.clear()
         self._listings.clear()
         self._pings.clear()
         for waiter in waiting:

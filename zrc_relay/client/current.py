@@ -2,7 +2,7 @@
 
 It has the attributes and methods of ``ClientConnection``. Payloads that arrive go through one ``Inbox``, so who waits for them
 does not notice when the connection changes, and counters go on. What needs a connection raises ``NotConnected`` while there is
-none; ``send`` drops then, as a network does, and counts.
+none; ``send`` drops then, as a network does, and counts. A channel that was opened is opened again on each connection.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
+from twisted.python.failure import Failure
 
+from zrc_relay.client.channel import Channel
 from zrc_relay.client.connection import ClientConnection
 from zrc_relay.client.dial import Handlers
 from zrc_relay.client.ending import Ending
-from zrc_relay.client.errors import ConnectionLost, NotConnected, PayloadTooLarge
+from zrc_relay.client.errors import ChannelRefused, ConnectionLost, NotConnected, PayloadTooLarge
 from zrc_relay.client.identity import Identity
 from zrc_relay.client.payloads import Inbox
 from zrc_relay.client.stats import RelayStats, Tally
@@ -38,6 +40,7 @@ class CurrentConnection:
         self._past = RelayStats()
         self._inbox = Inbox(self._tally, handlers.on_datagram)
         self._ending = Ending()
+        self._channel: Channel | None = None
 
     @property
     def on_datagram(self) -> Callable[[bytes], None] | None:
@@ -135,6 +138,18 @@ class CurrentConnection:
         """See ``ClientConnection``; ``NotConnected`` while there is no connection."""
         return self._current.open_stream(unidirectional=unidirectional)
 
+    def open_channel(self, on_data: Callable[[bytes], None] | None = None) -> Deferred[Channel]:
+        """See ``ClientConnection``; ``NotConnected`` while there is no connection.
+
+        The channel goes on over reconnections: while there is no connection it drops what is sent, and counts.
+        """
+        self._check_open()
+        channel = self._channel
+        if channel is not None and not channel.is_closed:
+            channel.on_data = on_data or channel.on_data
+            return succeed(channel)
+        return self._current.join_channel(Channel(self._tally, on_data, outlasts=True)).addCallback(self._keep_channel)
+
     def refresh(self, token: RelayToken) -> Deferred[Refreshed]:
         """See ``ClientConnection``; ``NotConnected`` while there is no connection."""
         return self._current.refresh(token)
@@ -179,6 +194,28 @@ class CurrentConnection:
             raise NotConnected(msg)
         return self.connection
 
+    def _keep_channel(self, channel: Channel) -> Channel:
+        self._channel = channel
+        return channel
+
+    def _take_channel_along(self, connection: ClientConnection) -> None:
+        """``connection`` is new: open the channel on it, if there is one that is wanted."""
+        channel = self._channel
+        if channel is not None and not channel.is_closed and not connection.is_closed:
+            connection.join_channel(channel).addErrback(_not_again, channel)
+
+    def _end_channel(self, error: Exception | None) -> None:
+        """There will be no connection any more."""
+        if self._channel is not None:
+            self._channel.end(error or ConnectionLost("the connection is closed"))
+
     def _check_open(self) -> None:
         if self.is_closed:
             raise self.error or ConnectionLost("the connection is closed")
+
+
+def _not_again(failure: Failure, channel: Channel) -> None:
+    error = failure.value
+    if isinstance(error, ChannelRefused):
+        channel.end(error)
+    # else the connection was lost again before the relay had answered: the next one will ask

@@ -167,6 +167,11 @@ class _ClientSocket:
         if self._connection is not None:
             self._connection.datagram_received(data, path)
 
+    def train_received(self, train: bytes, size: int, path: Path) -> None:
+        """See ``TrainReceiver``."""
+        if self._connection is not None:
+            self._connection.train_received(train, size, path)
+
     def batch_done(self) -> None:
         """See ``Receiver``."""
         if self._connection is not None:

@@ -99,9 +99,21 @@ class Driver:
             self._handle(closed, now)
 
     def batch_done(self) -> None:
-        """Answer what the batch asked for; see ``Receiver``."""
-        self._in_batch = False
-        self.flush()
+        """Answer what the batch asked for, if anything in it was QUIC's; see ``Receiver``."""
+        if self._in_batch:
+            self._in_batch = False
+            self.flush()
+
+    # -- beside QUIC
+
+    def sent_beside(self) -> None:
+        """A packet that is not QUIC's left for the relay."""
+        if self._vigil.sent_beside(self.now()):
+            self._wake()
+
+    def heard_beside(self) -> None:
+        """A packet that is not QUIC's came from the relay, or so it seems."""
+        self._vigil.heard_beside()
 
     def _handle_events(self, now: float) -> None:
         while not self.is_stopped and (event := self._quic.next_event()) is not None:

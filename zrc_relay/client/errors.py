@@ -230,6 +230,18 @@ class Redirected(Exception):
         self.redirect = redirect
 
 
+class ChannelRefused(Exception):
+    """The relay opens no channel: it offers none, or its answer was ``error``."""
+
+    def __init__(self, why: str, error: RelayError | UnknownCode | None = None) -> None:
+        super().__init__(why)
+        self.error = error
+
+
+class ChannelClosed(Exception):
+    """We have closed the channel."""
+
+
 class StreamFailure(Exception):
     """A stream ended before all that was written had been read.
 

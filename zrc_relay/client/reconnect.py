@@ -14,7 +14,7 @@ relay that stopped or failed) it makes another, to the address in use, with a ne
 * Being superseded by another connection of the same side is an event and no reason to connect again. So two clients with one
   identity do not drive each other out: both stay connected, and the newer one carries what comes from the other end.
 * While there is no connection ``send`` drops, as a network does, and counts; streams have ended with the connection they began
-  on, and ``open_stream`` raises ``NotConnected``.
+  on, and ``open_stream`` raises ``NotConnected``. A channel is opened again on the next connection.
 
 How a connection is made is the ``dial`` that it is given: where to, and for a relay that drains where else, is decided there.
 """
@@ -135,6 +135,7 @@ class ResilientConnection(CurrentConnection):
         connection.closed.addBoth(self._lost, connection)
         if self._supplier is not None and not connection.is_closed:
             TokenRefresher(connection, self._supplier, clock=self._clock, wall=self._wall).start()
+        self._take_channel_along(connection)
         if self._is_releasing and not connection.is_closed:
             self._release(connection)
 
@@ -239,5 +240,6 @@ class ResilientConnection(CurrentConnection):
             self._timer = None
         if self._attempt is not None:
             self._attempt.cancel()
+        self._end_channel(error)
         self._inbox.close()
         self._ending.come()

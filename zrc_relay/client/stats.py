@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class RelayStats:
-    """Datagrams (oversize ones included) and their payload bytes, and the round-trip time to the relay.
+    """Datagrams (oversize ones and those of a channel included) and their payload bytes, and the round-trip time to the relay.
 
     ``datagrams_dropped`` is what was dropped on our own side, sent or received: queues that were full, payloads that waited too
-    long, payloads sent while there was no connection. What the relay drops it tells in notices. ``round_trip_time`` is smoothed,
-    in seconds; None before the first sample and while there is no connection.
+    long, payloads sent while there was no connection, those of a channel that nobody takes. What the relay drops it tells in
+    notices, but for a channel's. ``strays`` are packets that looked like a channel's and were not ours. ``round_trip_time`` is
+    smoothed, in seconds; None before the first sample and while there is no connection.
     """
 
     datagrams_sent: int = 0
@@ -19,6 +20,7 @@ class RelayStats:
     datagrams_received: int = 0
     bytes_received: int = 0
     datagrams_dropped: int = 0
+    strays: int = 0
     round_trip_time: float | None = None
 
     def __add__(self, later: RelayStats) -> RelayStats:
@@ -29,6 +31,7 @@ class RelayStats:
             self.datagrams_received + later.datagrams_received,
             self.bytes_received + later.bytes_received,
             self.datagrams_dropped + later.datagrams_dropped,
+            self.strays + later.strays,
             later.round_trip_time,
         )
 
@@ -42,6 +45,7 @@ class Tally:
     datagrams_received: int = 0
     bytes_received: int = 0
     datagrams_dropped: int = 0
+    strays: int = 0
 
     def sent(self, size: int) -> None:
         """A payload of ``size`` bytes was taken for sending."""
@@ -62,5 +66,5 @@ class Tally:
         """A snapshot."""
         return RelayStats(
             self.datagrams_sent, self.bytes_sent, self.datagrams_received, self.bytes_received, self.datagrams_dropped,
-            round_trip_time,
+            self.strays, round_trip_time,
         )

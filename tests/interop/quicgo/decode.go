@@ -19,6 +19,7 @@ type message struct {
 	peerLeft    bool      // NOTICE PEER_LEFT
 	addresses   []address // REDIRECT
 	allocation  string    // ALLOCATED
+	channel     []byte    // CHANNEL
 }
 
 func decodeHello(value []byte) (hello, error) {
@@ -52,7 +53,8 @@ func decode(kind uint64, value []byte) (message, error) {
 	case typeNotice:
 		m.decodeNotice(r)
 	case typeChannel:
-		m.line = newEvent("channel", "channel_id", r.hex(7))
+		m.channel = r.take(7)
+		m.line = newEvent("channel", "channel_id", hexText(m.channel))
 	case typeRelays:
 		m.line = newEvent("relays", "entries", decodeRelays(r))
 	case typeError:

@@ -3,7 +3,7 @@
 //
 // The files: wire.go bytes, decode.go the relay's capsules, session.go one connection, data.go
 // datagrams, modes.go what is done with a session, vectors.go the test vectors, event.go the printed
-// lines, main.go (this file) flags, redirects and exit status.
+// lines, channel.go channels, main.go (this file) flags, redirects and exit status.
 package main
 
 import (
@@ -42,7 +42,7 @@ type options struct {
 	count, size, maxDatagram  int
 	rate                      float64
 	wait, deadline            time.Duration
-	follow, noProof           bool
+	follow, noProof, channel  bool
 	flipToken, flipToken2     int
 	flipProof                 int
 	token2                    token
@@ -68,6 +68,7 @@ func parseFlags() *options {
 	flag.IntVar(&o.flipToken2, "flip-token2-bit", -1, "refresh: invert bit `N` (0 to 1439) of the token in REFRESH")
 	flag.IntVar(&o.flipProof, "flip-proof-bit", -1, "invert bit `N` (0 to 511) of the proof")
 	flag.BoolVar(&o.noProof, "no-proof", false, "send ALLOCATE without public key and proof")
+	flag.BoolVar(&o.channel, "channel", false, "echo: open a channel, and send back what comes by it as well")
 	flag.StringVar(&o.relayID, "relay-id", "", "mint: 32 hex digits")
 	flag.StringVar(&o.allocationID, "allocation-id", "", "mint: 32 hex digits")
 	flag.StringVar(&o.peerID, "peer-id", "", "mint: 64 hex digits")
@@ -117,7 +118,7 @@ func run(o *options) (int, error) {
 
 // identity checks the flags that every online mode needs.
 func (o *options) identity() (*identity, error) {
-	id := &identity{flipProof: o.flipProof}
+	id := &identity{flipProof: o.flipProof, channel: o.channel}
 	print, err := parseHex("-cert-sha256", o.fingerprint, 32)
 	if err != nil {
 		return nil, err

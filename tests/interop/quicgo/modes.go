@@ -48,8 +48,15 @@ func runEcho(ctx context.Context, s *session, o *options) bool {
 			}
 		}
 	}()
+	if o.channel {
+		if err := openChannel(ctx, s); err != nil {
+			emit(newEvent("result", "mode", "echo", "ok", false, "why", err.Error()))
+			return false
+		}
+	}
 	ok := untilClosed(ctx, s)
-	emit(newEvent("result", "mode", "echo", "received", atomic.LoadUint64(&received),
+	channelEchoed, strays := s.socket.counts()
+	emit(newEvent("result", "mode", "echo", "channel_echoed", channelEchoed, "channel_strays", strays, "received", atomic.LoadUint64(&received),
 		"echoed", atomic.LoadUint64(&echoed), "dropped", atomic.LoadUint64(&dropped),
 		"bytes", atomic.LoadUint64(&octets), "ok", ok))
 	return ok

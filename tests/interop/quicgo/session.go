@@ -47,6 +47,7 @@ type identity struct {
 	sentToken   token              // as sent, perhaps with a bit flipped
 	flipProof   int                // bit of the proof to flip, -1 for none
 	fingerprint [32]byte           // of the relay's certificate, DER
+	channel     bool               // a channel shares the socket
 }
 
 // session is one connection.
@@ -54,6 +55,7 @@ type session struct {
 	id      *identity
 	conn    quic.Connection
 	local   *net.UDPAddr
+	socket  *shared
 	hello   hello
 	control quic.Stream
 	inbox   map[uint64]chan message
@@ -117,7 +119,12 @@ func dial(ctx context.Context, address string, id *identity) (*session, error) {
 		KeepAlivePeriod: keepAlive,
 		Tracer:          gateTracer{gate: gate},
 	}
-	conn, err := quic.DialContext(ctx, socket, remote, address, tlsConfig, config)
+	wire := &shared{PacketConn: socket, remote: remote}
+	var packets net.PacketConn = socket
+	if id.channel {
+		packets = wire
+	}
+	conn, err := quic.DialContext(ctx, packets, remote, address, tlsConfig, config)
 	if err != nil {
 		socket.Close()
 		return nil, err
@@ -128,7 +135,7 @@ func dial(ctx context.Context, address string, id *identity) (*session, error) {
 		return nil, broke("DATAGRAM is not offered")
 	}
 	return &session{
-		id: id, conn: conn, local: local, inbox: newInbox(), present: make(chan struct{}, 1),
+		id: id, conn: conn, local: local, socket: wire, inbox: newInbox(), present: make(chan struct{}, 1),
 		gate: gate, done: make(chan struct{}),
 	}, nil
 }
@@ -150,7 +157,7 @@ func openSocket(remote *net.UDPAddr) (*net.UDPConn, *net.UDPAddr, error) {
 
 func newInbox() map[uint64]chan message {
 	inbox := map[uint64]chan message{}
-	for _, kind := range []uint64{typeAllocated, typeRefreshed, typeReleased, typeRedirect, typeRelays, typeError} {
+	for _, kind := range []uint64{typeAllocated, typeRefreshed, typeReleased, typeRedirect, typeRelays, typeChannel, typeError} {
 		inbox[kind] = make(chan message, 16)
 	}
 	return inbox
