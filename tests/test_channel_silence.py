@@ -255,7 +255,7 @@ class SocketTests(TestCase):
         one = await device.relay.open_channel(at_device.append)
         other = await peer.relay.open_channel(at_peer.append)
         for start in range(0, 200, 40):
-            train = [b"%04d" % number * 250 for number in range(start, start + 40)]
+            train = [b"%04d" % number * 60 for number in range(start, start + 40)]
             one.send_many([*train, b"a shorter one"])
             other.send(b"%d" % start)
             await eventually(lambda: at_peer[-1:] == [b"a shorter one"], "the end of a train")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,24 @@ class GoTests(TestCase):
             device.relay.send(payload)
             await eventually(lambda: device.got, f"the echo of {size} bytes")
             self.assertEqual(device.got, [payload])
+
+    async def test_python_sends_by_a_channel_and_go_echoes(self) -> None:
+        echo = self.go("echo", Role.PEER, channel=True)
+        told = await echo.event("channel")
+        device = await self.setup.connect(Role.DEVICE)
+        got: list[bytes] = []
+        channel = await device.relay.open_channel(got.append)
+        self.assertEqual([told["channel_id"]], [channel_id.hex() for channel_id in self.service.relay.channels])
+        sent = [bytes(size % 251 for _ in range(size)) for size in (0, 1, 500, 1000, channel.max_payload)]
+        for count, payload in enumerate(sent, start=1):
+            channel.send(payload)
+            await eventually(partial(lambda wanted: len(got) == wanted, count), f"the echo of {len(payload)} bytes")
+        device.relay.send(b"a datagram")
+        await eventually(lambda: device.got, "the echo of a datagram")
+        self.assertEqual((got, device.got), (sent, [b"a datagram"]))
+        await device.relay.release()
+        result = await echo.event("result")
+        self.assertEqual((result["channel_echoed"], result["channel_strays"], result["received"]), (len(sent), 0, 1))
 
     async def test_what_the_relay_says_is_what_the_page_says(self) -> None:
         echo = self.go("echo", Role.DEVICE)

@@ -83,6 +83,21 @@ class OverTests(SynchronousTestCase):
         self.assertEqual((self.world.relay.counters.session_errors, len(self.world.network.hosts)), (0, before))
 
 
+    def test_not_one_reference_cycle_is_left_of_a_session(self) -> None:
+        device, peer = self.world.pair()
+        device.send(b"a datagram")
+        peer.send(bytes(20_000))
+        self.world.run(0.2)
+        gc.collect()
+        gc.freeze()
+        self.addCleanup(gc.unfreeze)
+        device.close()
+        peer.close()
+        self.world.run(90.0)
+        self.assertEqual(self.world.endpoint.connections, 0)
+        self.assertEqual(gc.collect(), 0)
+
+
 class HandshakeTests(SynchronousTestCase):
     """R10: what was needed for the handshake alone is not kept for the session."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 import time
@@ -14,11 +13,14 @@ from typing import Any, NoReturn
 from twisted.python import usage
 
 from zrc_relay.config import ConfigError, find_config, load_config, option_parameters
+from zrc_relay.core.counters import Handshake
 from zrc_relay.credentials import CredentialsError
+from zrc_relay.garbage import INTERVAL, Garbage
 from zrc_relay.inputs import log_settings_of
 from zrc_relay.logs.twistd import install
 from zrc_relay.service import RelayService, StartError
 from zrc_relay.signals import Signals
+from zrc_relay.tasks import Ticker
 
 STATUS_CANNOT_START = 1
 STATUS_BAD_CONFIGURATION = 2
@@ -56,13 +58,11 @@ class RelayProcess(RelayService):
             give_up(str(error).splitlines(), STATUS_CANNOT_START)
 
     def startService(self) -> None:
-        """Start, and put what is there by then, code for the most part, out of the garbage collector's sight.
-
-        It would look at all of that again each time, and keep every packet waiting for some 30 ms.
-        """
+        """Start, and keep the garbage collector of the process from stopping it."""
+        garbage = Garbage(lambda: self.relay.counters.handshakes[Handshake.STARTED], lambda: self.endpoint.connections)
+        Ticker(self._reactor, INTERVAL, garbage.look, "garbage").setServiceParent(self)
         super().startService()
-        gc.collect()
-        gc.freeze()
+        garbage.start()
 
 
 def makeService(options: Mapping[str, str | None]) -> RelayService:

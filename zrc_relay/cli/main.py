@@ -8,6 +8,7 @@ from zrc_relay import __version__
 from zrc_relay.cli.admin_token import admin_token
 from zrc_relay.cli.bench import bench
 from zrc_relay.cli.config import check_config
+from zrc_relay.cli.ctl import ctl
 from zrc_relay.cli.demo import demo
 from zrc_relay.cli.dev_setup import dev_setup
 from zrc_relay.cli.errors import Program
@@ -27,5 +28,5 @@ def main() -> None:
     """
 
 
-for _command in (demo, dev_setup, check_config, keygen, token, tunnel, ping, bench, admin_token):
+for _command in (demo, dev_setup, check_config, keygen, token, tunnel, ping, bench, admin_token, ctl):
     main.add_command(_command)

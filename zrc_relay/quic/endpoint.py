@@ -510,4 +510,4 @@ class Endpoint(DatagramProtocol):
             if routes.get(connection_id) is connection:
                 del routes[connection_id]
         if connection.finished:
-            connection.quic.let_go()
+            connection.let_go()

@@ -37,9 +37,9 @@ from aioquic.quic.recovery import MAX_ACK_RANGES
 from aioquic.tls import CipherSuite, Epoch
 from cryptography.exceptions import InvalidTag
 
-from zrc_relay.core.varint import encode_varint
 from zrc_relay.quic.connection import ACKS_PER_PING, Connection
 from zrc_relay.quic.egress import EgressQueue
+from zrc_relay.quic.frames import ack_frame, parse
 from zrc_relay.quic.recent import WINDOW, WINDOW_MASK
 
 ACK_EVERY: Final = 10
@@ -58,14 +58,12 @@ _DCID_END: Final = 9
 _SAMPLE_OFFSET: Final = _DCID_END + 4
 _SAMPLE_END: Final = _SAMPLE_OFFSET + 16
 _MIN_PACKET: Final = _SAMPLE_END
-_MAX_ACK_BLOCKS: Final = 32
 _TAG: Final = 16
 _AES: Final = (CipherSuite.AES_128_GCM_SHA256, CipherSuite.AES_256_GCM_SHA384)
 _CONNECTED: Final = QuicConnectionState.CONNECTED
 _ACK_ROOM: Final = 32
 """Bytes that an ACK frame and a DATAGRAM header take at most where nothing is missing."""
 _DATAGRAM: Final = 0x31
-_DATAGRAM_TO_END: Final = 0x30
 
 
 class SentPacket:
@@ -182,7 +180,7 @@ class FastPath:
                 payloads.append(plain[3:])
                 eliciting, acked = True, None
             else:
-                found = _parse(plain, payloads)
+                found = parse(plain, payloads)
                 if found is None:
                     break  # the general machinery opens it once more and does it, or says what is wrong with it
                 eliciting, acked = found
@@ -461,88 +459,7 @@ class FastPath:
         return pacing_at if pacing_at is not None and pacing_at < at else at
 
     def _ack_frame(self, now: float) -> bytes:
-        """An ACK frame for what was received (RFC 9000 §19.3), newest ranges first."""
+        """An ACK frame for what was received (RFC 9000 §19.3)."""
         space = self._space
-        ranges = list(space.ack_queue)
-        last = ranges[-1]
         delay = int((now - cast(float, space.largest_received_time)) * 1_000_000) >> self._quic._local_ack_delay_exponent
-        parts = [b"\x02", encode_varint(last.stop - 1), encode_varint(max(0, delay))]
-        older = ranges[-2 : -2 - _MAX_ACK_BLOCKS : -1]
-        parts.append(encode_varint(len(older)))
-        parts.append(encode_varint(last.stop - 1 - last.start))
-        start = last.start
-        for block in older:
-            parts.append(encode_varint(start - block.stop - 1))
-            parts.append(encode_varint(block.stop - block.start - 1))
-            start = block.start
-        return b"".join(parts)
-
-
-def _parse(plain: bytes, payloads: list[bytes]) -> tuple[bool, tuple[int, list[tuple[int, int]]] | None] | None:
-    """Take the frames of a packet apart; nothing is done and nothing kept if there is one that is not known here.
-
-    Appends the payloads of DATAGRAM frames, and returns whether the packet asks for an acknowledgement, and the delay and ranges
-    of its ACK frame if it has one. Types: 0x00 PADDING, 0x01 PING, 0x02 ACK (RFC 9000 §19), 0x30 and 0x31 DATAGRAM (RFC 9221 §4).
-    """
-    before = len(payloads)
-    acked: tuple[int, list[tuple[int, int]]] | None = None
-    eliciting = False
-    position, limit = 0, len(plain)
-    while position < limit:
-        kind = plain[position]
-        position += 1
-        if kind == 0x30:
-            payloads.append(plain[position:])
-            return True, acked
-        if kind == 0x31:
-            length, position = _varint(plain, position)
-            if position + length > limit:
-                break
-            payloads.append(plain[position : position + length])
-            position += length
-            eliciting = True
-        elif kind == 0x01:
-            eliciting = True
-        elif kind == 0x02 and acked is None:
-            position, acked = _parse_ack(plain, position)
-        elif kind:
-            break
-    if position == limit and limit:
-        return eliciting, acked
-    del payloads[before:]
-    return None
-
-
-def _varint(data: bytes, position: int) -> tuple[int, int]:
-    """A variable-length integer and what is behind it; behind the end if it is cut off."""
-    end = len(data)
-    if position >= end:
-        return 0, end + 1
-    first = data[position]
-    if first < 0x40:
-        return first, position + 1
-    size = 1 << (first >> 6)
-    if position + size > end:
-        return 0, end + 1
-    return int.from_bytes(data[position : position + size], "big") & ((1 << (8 * size - 2)) - 1), position + size
-
-
-def _parse_ack(data: bytes, position: int) -> tuple[int, tuple[int, list[tuple[int, int]]] | None]:
-    """An ACK frame behind its type: where it ends, then the encoded delay and the ranges, newest first.
-
-    One that is cut off, or acknowledges negative packet numbers, ends behind the end of the data.
-    """
-    largest, position = _varint(data, position)
-    delay, position = _varint(data, position)
-    blocks, position = _varint(data, position)
-    length, position = _varint(data, position)
-    start = largest - length
-    ranges = [(start, largest + 1)]
-    while blocks and position <= len(data):
-        gap, position = _varint(data, position)
-        length, position = _varint(data, position)
-        stop = start - gap - 1
-        start = stop - length - 1
-        ranges.append((start, stop))
-        blocks -= 1
-    return (position, (delay, ranges)) if start >= 0 else (len(data) + 1, None)
+        return ack_frame(list(space.ack_queue), max(0, delay))

@@ -33,6 +33,7 @@ from zrc_relay.quic.connection import CONTROL_STREAM, HELLO_STREAM, Connection
 from zrc_relay.quic.door import Opening
 from zrc_relay.quic.egress import EgressQueue
 from zrc_relay.quic.fastpath import FastPath
+from zrc_relay.quic.gone import GoneLink
 from zrc_relay.quic.ids import ConnectionIds
 from zrc_relay.quic.oversize import OversizeSender
 from zrc_relay.quic.settings import Credentials, EndpointSettings
@@ -336,6 +337,13 @@ class RelayConnection:
             self.streams.lost()
         finally:
             self.session.lost(now, wall)
+
+    def let_go(self) -> None:
+        """After its end: break every reference cycle, so that its memory is free when the last who knows it forgets it."""
+        self.session.link = GoneLink(self.name, self.remote, self.local)
+        self.session.send_datagrams = self.session.link.send_datagrams
+        self.quic.let_go()
+        del self.streams, self._oversize
 
     # -- events
 
