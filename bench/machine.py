@@ -14,28 +14,9 @@ from typing import Final
 
 from bench.build import DEBIANS_RUSTC
 
-_CPU_FIELDS: Final = slice(11, 13)
-"""utime and stime among the fields of /proc/PID/stat that follow the name (proc_pid_stat(5), fields 14 and 15)."""
 _PACKAGES: Final = {
     "quic-go": "golang-github-lucas-clemente-quic-go-dev", "quinn": "librust-quinn-dev", "coturn": "coturn",
 }
-
-
-def cpu_seconds(pid: int) -> float:
-    """Processor time that a process has used, user and system: to the nanosecond where the kernel says, else in hundredths."""
-    precise = sum(_on_cpu(path) for path in Path(f"/proc/{pid}/task").glob("*/schedstat"))
-    if precise:
-        return precise / 1e9
-    stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    # The name, in parentheses, may itself hold blanks and parentheses.
-    return sum(map(int, stat.rpartition(")")[2].split()[_CPU_FIELDS])) / os.sysconf("SC_CLK_TCK")
-
-
-def _on_cpu(path: Path) -> int:
-    try:
-        return int(path.read_text(encoding="ascii").split()[0])
-    except (OSError, IndexError, ValueError):
-        return 0  # a thread that has just ended, or a kernel that keeps no account
 
 
 def describe() -> dict[str, str]:

@@ -21,10 +21,10 @@ from typing import Final
 
 from bench import build
 from bench.generator import MICROSECONDS, MeasurementFailed
-from bench.machine import cpu_seconds
 from bench.outcome import Sample
 from bench.scenarios import Load
 from bench.systems import HOST, Running
+from zrc_relay.cli.processes import cpu_seconds
 
 FORWARDS: Final = 2
 RAMP: Final = 6.5
