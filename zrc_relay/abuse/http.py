@@ -114,7 +114,7 @@ class HttpClient:
         agent = Agent.usingEndpointFactory(self._reactor, connection)
         every = Headers({"User-Agent": [USER_AGENT], **{name: [value] for name, value in headers.items()}})
         answer: Any = await agent.request(
-            method.encode(), url.encode(), every, _Bytes(body) if body else None
+            method.encode(), url.encode(), every, Bytes(body) if body else None
         )
         content = _Body()
         answer.deliverBody(content)
@@ -266,7 +266,7 @@ class _CountingFactory(WrappingFactory[_Counting]):
 
 
 @implementer(IBodyProducer)
-class _Bytes:
+class Bytes:
     """A request body that is there already."""
 
     def __init__(self, data: bytes) -> None:

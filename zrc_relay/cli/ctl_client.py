@@ -17,17 +17,17 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, NoReturn
 from urllib.parse import quote, urlencode
 
-from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure as TwistedFailure
 from twisted.web.client import URI, Agent, ResponseDone
 from twisted.web.http import PotentialDataLoss
 from twisted.web.http_headers import Headers
-from twisted.web.iweb import IAgentEndpointFactory, IBodyProducer
+from twisted.web.iweb import IAgentEndpointFactory
 from zope.interface import implementer  # type: ignore[import-untyped]  # as everywhere in Twisted
 
-from zrc_relay.abuse.http import USER_AGENT, describe, is_cancelled, root_cause
+from zrc_relay.abuse.http import USER_AGENT, Bytes, describe, is_cancelled, root_cause
 from zrc_relay.cli.console import printable
 from zrc_relay.cli.ctl_where import Place
 from zrc_relay.cli.errors import BadInput, Failure
@@ -168,7 +168,7 @@ class AdminClient:
         agent = Agent.usingEndpointFactory(self._reactor, connection)
         url = f"http://relay{self._place.prefix}{path}"
         return await agent.request(
-            route.method.encode(), url.encode(), headers, _Bytes(body) if body is not None else None
+            route.method.encode(), url.encode(), headers, Bytes(body) if body is not None else None
         )
 
     def _timed_out(self, result: object, timeout: float) -> NoReturn:
@@ -271,29 +271,6 @@ class _Connection:
     def _connected(self, protocol: Any) -> Any:
         self._protocol = protocol
         return protocol
-
-
-@implementer(IBodyProducer)
-class _Bytes:
-    """A request body that is there already."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-        self.length = len(data)
-
-    def startProducing(self, consumer: Any) -> Deferred[None]:  # noqa: N802 - Twisted's name
-        """Write all of it."""
-        consumer.write(self._data)
-        return succeed(None)
-
-    def pauseProducing(self) -> None:  # noqa: N802 - Twisted's name
-        """Nothing is left to hold back."""
-
-    def resumeProducing(self) -> None:  # noqa: N802 - Twisted's name
-        """Nothing is left to go on with."""
-
-    def stopProducing(self) -> None:  # noqa: N802 - Twisted's name
-        """Nothing is left to stop."""
 
 
 class _Body(Protocol):
