@@ -21,7 +21,7 @@ from twisted.trial.unittest import TestCase
 from tests.real_relay import PATIENCE, Setup
 from zrc_relay.control.administration import Administration
 from zrc_relay.control.auth import digest_of
-from zrc_relay.service import RelayService
+from zrc_relay.front import Front
 
 reactor: Any = installed_reactor
 READ_TOKEN = "read-" + "r" * 38
@@ -115,7 +115,7 @@ async def exchange(endpoint: IStreamClientEndpoint, data: bytes, method: str = "
 
 
 class AdminCase(TestCase):
-    """A relay in this process whose admin endpoint is on a loopback port, or where ``endpoint`` says."""
+    """A relay, with its workers if it has any, whose admin endpoint is on a loopback port, or where ``endpoint`` says."""
 
     timeout = 2 * PATIENCE
     endpoint = "tcp:0:interface=127.0.0.1"
@@ -128,7 +128,7 @@ class AdminCase(TestCase):
         self.tokens = self.directory / "tokens.toml"
         write_tokens(self.tokens)
         self.audit_path = self.directory / "audit.log"
-        self.service: RelayService = self.setup.service()
+        self.service: Front = self.setup.front()
 
     @property
     def administration(self) -> Administration:
@@ -147,6 +147,7 @@ class AdminCase(TestCase):
 
     async def ask(self, method: str, path: str, *, token: str | None = WRITE_TOKEN, **more: Any) -> Answer:
         """One request on a connection of its own; see ``request_bytes``. ``query`` is a mapping."""
+        await self.setup.ready()
         query = more.pop("query", None)
         if query:
             path += "?" + urlencode(query)
@@ -157,6 +158,11 @@ class AdminCase(TestCase):
         answer = await self.ask("GET", path, query=query)
         self.assertEqual(answer.status, 200, answer.body)
         return answer.json
+
+    async def allocations(self) -> int:
+        """How many there are."""
+        number: int = (await self.get("/admin/stats"))["allocations"]["current"]
+        return number
 
     def audited(self) -> list[dict[str, Any]]:
         """The records of the audit log."""

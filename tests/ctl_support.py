@@ -76,6 +76,7 @@ class CtlCase(AdminCase):
 
     async def ctl(self, *arguments: object, token: str | None = WRITE_TOKEN, env: Mapping[str, str] | None = None) -> Result:
         """Run a command of ``ctl`` to its end."""
+        await self.setup.ready()
         shown = {"ZRC_RELAY_CTL_TOKEN": token} if token is not None else {}
         environment = {"ZRC_RELAY_CTL_ENDPOINT": self.where, **shown, **(env or {})}
         return await self.beside("ctl", *arguments, env=environment)

@@ -1,8 +1,13 @@
-"""A relay on real loopback sockets, in this process or in one of its own, and clients for it."""
+"""A relay on real loopback sockets, in this process or in one of its own, and clients for it.
+
+With ``ZRC_RELAY_TEST_WORKERS`` in the environment the relays that tests make by ``Setup.front``, or start as programs, have so many
+workers. What such a test looks at is what an operator has of a relay (``Front``), which is the same with and without them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,12 +27,16 @@ from zrc_relay.client.trust import Trust
 from zrc_relay.config import Config, load_config
 from zrc_relay.core.codes import Role
 from zrc_relay.core.token import RelayToken
+from zrc_relay.front import Front
 from zrc_relay.service import RelayService
+from zrc_relay.workers.parent import ParentService
 
 reactor: Any = installed_reactor
 PATIENCE = 30.0
 """Seconds that a test waits for what comes at once on an idle machine."""
 POLL_INTERVAL = 0.01
+WORKERS = int(os.environ.pop("ZRC_RELAY_TEST_WORKERS", "1"))
+"""How many workers the relays have that may have any; 1 is none."""
 
 
 async def eventually(condition: Callable[[], object], what: str, patience: float = PATIENCE) -> None:
@@ -39,6 +48,16 @@ async def eventually(condition: Callable[[], object], what: str, patience: float
             raise AssertionError(msg)
         await deferLater(reactor, POLL_INTERVAL)
         waited += POLL_INTERVAL
+
+
+async def eventually_answers(question: Callable[[], Awaitable[object]], answer: object, what: str) -> None:
+    """Ask until that is the answer; ``AssertionError`` naming ``what`` if it is not within ``PATIENCE`` seconds."""
+    deadline = reactor.seconds() + PATIENCE
+    while (said := await question()) != answer:
+        if reactor.seconds() > deadline:
+            msg = f"{what} is still {said} after {PATIENCE:g} s"
+            raise AssertionError(msg)
+        await deferLater(reactor, POLL_INTERVAL)
 
 
 class Client:
@@ -57,27 +76,56 @@ class Setup:
         self, case: TestCase, *, listen: Sequence[str] = ("127.0.0.1",), settings: Mapping[str, str] | None = None
     ) -> None:
         self._case = case
-        changes = {"drain_timeout": "0s", **(settings or {})}
+        changes = {"drain_timeout": "0s", **({"workers": str(WORKERS)} if WORKERS > 1 else {}), **(settings or {})}
         self.made: DevSetup = make_dev_setup(Path(case.mktemp()), listen=listen, port=0, settings=changes)
         self.trust = Trust(fingerprint=self.made.fingerprint)
         self.token = RelayToken.from_text(self.made.token.read_text())
         self.keys: dict[Role, SigningKey] = {Role.DEVICE: read_key(self.made.device_key), Role.PEER: read_key(self.made.peer_key)}
         self.host, self.port = "127.0.0.1", 0
+        self.front_service: Front | None = None
 
     def another_token(self, **changes: Any) -> RelayToken:
         """The token with ``changes``, signed."""
         return replace(self.token, **changes).sign(self.keys[Role.DEVICE])
 
-    def service(self) -> RelayService:
-        """Start the relay in this process; it is stopped when the test ends."""
-        def load() -> Config:
-            return load_config(path=self.made.config, environ={}, options={})
+    def load(self) -> Config:
+        """The settings of the file."""
+        return load_config(path=self.made.config, environ={}, options={})
 
-        service = RelayService(load(), reactor, load=load)
+    def service(self) -> RelayService:
+        """Start the relay in this process and without workers; it is stopped when the test ends."""
+        service = RelayService(self.load(), reactor, load=self.load)
+        self._start(service)
+        return service
+
+    def front(self, load: Callable[[], Config] | None = None) -> Front:
+        """Start the relay, with workers if there are to be any; it is stopped when the test ends. See ``ready``."""
+        service = self.new_front(load or self.load)
+        self._start(service)
+        return service
+
+    def new_front(self, load: Callable[[], Config]) -> Front:
+        """The same, not started yet."""
+        config = load()
+        count = config.worker_count()
+        if count == 1:
+            return RelayService(config, reactor, load=load)
+        return ParentService(config, reactor, count=count, load=load)
+
+    def _start(self, service: RelayService | Front) -> None:
         service.startService()
         self._case.addCleanup(service.stopService)
-        self.port = service.quic.ports[0].local.port
-        return service
+        self.front_service = service
+        if isinstance(service, RelayService):
+            self.port = service.quic.ports[0].local.port
+        elif isinstance(service, ParentService):
+            self.port = service.crew.sockets.port
+
+    async def ready(self) -> None:
+        """Wait until the relay is ready, or has been: workers take a moment to start."""
+        front = self.front_service
+        if front is not None:
+            await eventually(lambda: front.ready or front.drain_deadline is not None, "a relay that is ready")
 
     async def connect(self, role: Role, *, host: str | None = None, token: RelayToken | None = None, **changes: Any) -> Client:
         """An allocated client; it leaves when the test ends."""

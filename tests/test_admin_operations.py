@@ -15,7 +15,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.harness import OPEN_TIER, RELAY_ID, World
 from zrc_relay.client import errors
 from zrc_relay.control.answers import AllocationPage
-from zrc_relay.control.local import Clocks, LocalOperations
+from zrc_relay.control.local import LocalTraffic
+from zrc_relay.control.management import Clocks, FrontOperations
 from zrc_relay.control.operations import (
     AllocationFilter,
     AllocationName,
@@ -90,6 +91,16 @@ class WorldHost:
         self.drain_deadline: float | None = None
         self.qlogs = Recorder()
         self.report = Report()
+        self.lists = world.relay.admission.lists
+        self.relay_id, self.instance_id = world.policy.relay_id, world.policy.instance_id
+        self.tiers = world.policy.tiers
+
+    @property
+    def state(self) -> str:
+        return "draining" if self.relay.draining else "ready" if self.ready else "starting"
+
+    def lists_in_force(self) -> Deferred[None]:
+        return succeed(None)
 
     def use_device_keys(self, configured: DeviceKeys | None = None) -> int:
         self.device_keys = configured or self.device_keys
@@ -119,8 +130,14 @@ class OperationsCase(SynchronousTestCase):
         self.sampler = Sampler(self.world.relay, self.world.endpoint, self.world.clock, self.world.now)
         self.sampler.startService()
         self.addCleanup(self.sampler.stopService)
-        clocks = Clocks(self.world.now, self.world.wall, self.world.clock)
-        self.operations = LocalOperations(self.host, self.world.endpoint, self.sampler, clocks)
+        self.operations = self.operations_with(self.world.clock)
+
+    def operations_with(self, clock: Clock) -> FrontOperations:
+        """Operations on the world that let packets have their turn by ``clock``."""
+        world = self.world
+        clocks = Clocks(world.now, world.wall, clock)
+        traffic = LocalTraffic(world.relay, world.endpoint, self.host.qlogs, self.sampler, clocks)
+        return FrontOperations(self.host, traffic, clocks)
 
     def run_to_its_end(self, coroutine: Coroutine[Any, Any, Any]) -> Deferred[Any]:
         """Let an operation take as many turns of the reactor as it needs."""
@@ -252,8 +269,7 @@ class ListTests(OperationsCase):
     def test_a_long_list_lets_packets_have_their_turn(self) -> None:
         self.fill(2 * LOOKS + 1)
         turns = Turns()
-        world = self.world
-        self.operations = LocalOperations(self.host, world.endpoint, self.sampler, Clocks(world.now, world.wall, turns))
+        self.operations = self.operations_with(turns)
         deferred = self.long_list()
         self.assertFalse(deferred.called)
         turns.advance(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import os
 import re
 import tomllib
 import typing
@@ -68,6 +69,7 @@ ANOTHER = {
     "trust": "self-certified", "self_certified_tier": "paid", "connection_rate": "5/s", "allocation_rate": "off",
     "rejoin_rate": "1000/h", "stun_rate": "2/s", "allow": "192.0.2.0/24, 2001:db8::1", "block": "203.0.113.9",
     "handshake_pressure": "0", "amplification_block": "1min",
+    "workers": "auto", "worker_port_base": "6000", "worker_stall": "1min", "worker_affinity": "true",
 }
 """For each setting a value that is right and is not its default."""
 
@@ -86,6 +88,7 @@ WRONG = {
     "bouncer_url": "https://engine.example/?x=1", "bouncer_key_path": "", "bouncer_ca_path": "", "bouncer_interval": "500ms",
     "trust": "everybody", "self_certified_tier": "Free", "connection_rate": "0/s", "allocation_rate": "10", "rejoin_rate": "-1/s",
     "stun_rate": "1/d", "allow": "192.0.2.1/24", "block": "everyone", "handshake_pressure": "1001", "amplification_block": "0s",
+    "workers": "65", "worker_port_base": "0", "worker_stall": "100ms", "worker_affinity": "all",
 }
 """For each setting a value just outside what is allowed, or of another kind."""
 
@@ -158,7 +161,7 @@ class Table(LoadingTestCase):
         "trust": TrustModel.PINNED, "self_certified_tier": "free", "connection_rate": Rate(30, 60),
         "allocation_rate": Rate(10, 60), "rejoin_rate": Rate(100, 60), "stun_rate": Rate(60, 60),
         "allow": (), "block": (), "handshake_pressure": 64,
-        "amplification_block": 600.0,
+        "amplification_block": 600.0, "workers": 1, "worker_port_base": None, "worker_stall": 5.0, "worker_affinity": False,
     }
 
     def test_defaults(self) -> None:
@@ -512,6 +515,52 @@ class Admission(LoadingTestCase):
     def test_a_network_in_another_one_of_the_other_list_is_fine(self) -> None:
         config = self.load(toml_of({**REQUIRED, "allow": "192.0.2.128/25", "block": "192.0.2.0/24"}))
         self.assertEqual((list(map(str, config.allow)), list(map(str, config.block))), (["192.0.2.128/25"], ["192.0.2.0/24"]))
+
+
+class Workers(LoadingTestCase):
+    """Issue "all cores": how many processes forward, and that there are ports for them."""
+
+    def test_as_many_as_are_asked_for_and_for_auto_as_many_as_there_are_cpus(self) -> None:
+        counts = {text: self.load(toml_of({**REQUIRED, "workers": text})).worker_count() for text in ("1", "3", "64")}
+        self.assertEqual(counts, {"1": 1, "3": 3, "64": 64})
+        for cpus in (1, 3, 64, 200):
+            self.patch(os, "sched_getaffinity", lambda _, cpus=cpus: set(range(cpus)))
+            self.assertEqual(self.load(toml_of({**REQUIRED, "workers": "auto"})).worker_count(), min(cpus, 64))
+
+    def test_their_ports_are_behind_the_shared_one_unless_they_are_given(self) -> None:
+        config = self.load(toml_of({**REQUIRED, "workers": "4"}))
+        self.assertEqual(config.first_worker_port(4433), 4434)
+        config = self.load(toml_of({**REQUIRED, "workers": "4", "worker_port_base": "6000"}))
+        self.assertEqual(config.first_worker_port(4433), 6000)
+
+    def test_there_must_be_ports_for_all_of_them(self) -> None:
+        for values, setting, wrong in (
+            ({"listen_port": "65532"}, "listen_port", "there is no port 65536"),
+            ({"worker_port_base": "65533"}, "worker_port_base", "there is no port 65536"),
+            ({"worker_port_base": "65533", "listen_port": "0"}, "worker_port_base", "there is no port 65536"),
+        ):
+            [problem] = self.problems(toml_of({**REQUIRED, "workers": "4", **values}))
+            self.assertEqual((problem.setting, problem.wrong), (setting, wrong))
+
+    def test_none_of_them_is_the_shared_one(self) -> None:
+        for base in (4430, 4433):
+            [problem] = self.problems(toml_of({**REQUIRED, "workers": "4", "worker_port_base": str(base)}))
+            self.assertEqual(
+                (problem.setting, problem.wrong, problem.right),
+                ("worker_port_base", "port 4433 would be one worker's and that of all",
+                 f"must leave out listen_port (default) with 4 workers, {base} to {base + 3} as it is"),
+            )
+        for base in (4429, 4434):
+            self.load(toml_of({**REQUIRED, "workers": "4", "worker_port_base": str(base)}))
+
+    def test_nothing_of_it_matters_to_a_relay_that_is_one_process_or_takes_any_port(self) -> None:
+        self.load(toml_of({**REQUIRED, "worker_port_base": "4433"}))
+        self.load(toml_of({**REQUIRED, "listen_port": "65535"}))
+        self.load(toml_of({**REQUIRED, "listen_port": "0", "workers": "auto"}))
+
+    def test_auto_may_be_as_many_as_there_can_be(self) -> None:
+        [problem] = self.problems(toml_of({**REQUIRED, "workers": "auto", "listen_port": "65500"}))
+        self.assertEqual(problem.wrong, "there is no port 65564")
 
 
 class Secrets(LoadingTestCase):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from zrc_relay.config_endpoints import ListenOn
-from zrc_relay.config_units import ByteRate, Duration, EventRate, Integer, Size
+from zrc_relay.config_units import AUTO, ByteRate, Duration, EventRate, Integer, OrAuto, Size
 from zrc_relay.config_values import (
     Boolean,
     Choice,
@@ -209,6 +209,22 @@ class Integers(KindTestCase):
         self.assert_survives_writing(INTEGER, value)
 
 
+class Automatic(KindTestCase):
+    """R8: whole numbers that the program may find out by itself."""
+
+    KIND = OrAuto(Integer(1, 64))
+
+    def test_a_number_or_the_word(self) -> None:
+        self.assert_parses(self.KIND, AUTO, "auto", " AUTO ")
+        self.assert_parses(self.KIND, 3, "3", 3)
+        self.assert_refuses(self.KIND, "out of range", "0", 0, 65)
+        self.assert_refuses(self.KIND, "not understood", "automatic", "none")
+
+    def test_writing_and_reading_gives_the_same(self) -> None:
+        for value in (AUTO, 1, 64):
+            self.assert_survives_writing(self.KIND, value)
+
+
 class Booleans(KindTestCase):
     """R8: yes or no."""
 
@@ -395,7 +411,7 @@ class NeverAnythingButValueError(SynchronousTestCase):
     @given(
         st.sampled_from((
             DURATION, SIZE, BYTE_RATE, INTEGER, EventRate(), Boolean(), Choice(Colour), HexId(16), FilePath(), IPAddress(),
-            IPAddressList(), ListenOn(), OrNone(SIZE),
+            IPAddressList(), ListenOn(), OrNone(SIZE), Automatic.KIND,
         )),
         st.recursive(
             st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.datetimes()

@@ -59,10 +59,15 @@ class HttpCase(TestCase):
 
     def setUp(self) -> None:
         self.setup = Setup(self, settings={"drain_timeout": "10s"})
-        self.service = self.setup.service()
+        self.service = self.start()
         self.addCleanup(self.service.stop_draining)
 
+    def start(self) -> Front:
+        """The relay."""
+        return self.setup.front()
+
     async def ask(self, path: str, method: str = "GET", **headers: str) -> Answer:
+        await self.setup.ready()
         site = self.service.watch.site
         if site is None:
             self.fail("there is no observe endpoint")
@@ -95,15 +100,6 @@ class EndpointTests(HttpCase):
         self.assertEqual((values["zrc_relay_ready"], values["zrc_relay_draining"]), (0, 1))
         self.service.stop_draining()
         await drained
-
-    async def test_a_relay_without_a_socket_is_not_healthy(self) -> None:
-        await self.service.quic.stopService()
-        health = await self.ask("/health")
-        self.assertEqual(health.status, 503)
-        self.assertEqual(health.document["status"], "failing")
-        self.assertEqual(health.document["reasons"], ["no UDP socket is open"])
-        ready = await self.ask("/ready")
-        self.assertEqual((ready.status, ready.document["reasons"]), (503, ["no UDP socket is open"]))
 
     async def test_a_refused_reload_is_counted_and_a_warning_until_one_is_done(self) -> None:
         keys = self.setup.made.directory / "devices.toml"
@@ -213,15 +209,33 @@ class EndpointTests(HttpCase):
             socket.create_connection(("127.0.0.1", port), timeout=PATIENCE)
 
 
+class SocketTests(HttpCase):
+    """R7.1: a process without a socket says so. That of a worker is never without: its parent holds them."""
+
+    def start(self) -> Front:
+        self.alone = self.setup.service()
+        return self.alone
+
+    async def test_a_relay_without_a_socket_is_not_healthy(self) -> None:
+        await self.alone.quic.stopService()
+        health = await self.ask("/health")
+        self.assertEqual(health.status, 503)
+        self.assertEqual(health.document["status"], "failing")
+        self.assertEqual(health.document["reasons"], ["no UDP socket is open"])
+        ready = await self.ask("/ready")
+        self.assertEqual((ready.status, ready.document["reasons"]), (503, ["no UDP socket is open"]))
+
+
 class SettingTests(TestCase):
     """R8: observe_endpoint."""
 
     timeout = 2 * PATIENCE
 
-    def test_off_serves_it_nowhere_and_a_relay_runs_without(self) -> None:
+    async def test_off_serves_it_nowhere_and_a_relay_runs_without(self) -> None:
         setup = Setup(self, settings={"observe_endpoint": "off"})
-        service = setup.service()
+        service = setup.front()
         self.assertIsNone(service.watch.site)
+        await setup.ready()
         self.assertTrue(service.ready)
 
     async def test_a_unix_socket(self) -> None:
@@ -229,7 +243,8 @@ class SettingTests(TestCase):
         self.addCleanup(shutil.rmtree, directory, ignore_errors=True)
         path = Path(directory, "o")
         setup = Setup(self, settings={"observe_endpoint": f"unix:{path}:mode=600"})
-        setup.service()
+        setup.front()
+        await setup.ready()
 
         def get() -> bytes:
             with socket.socket(socket.AF_UNIX) as connected:
@@ -244,11 +259,11 @@ class SettingTests(TestCase):
         with socket.create_server(("127.0.0.1", 0)) as taken:
             endpoint = f"tcp:{taken.getsockname()[1]}:interface=127.0.0.1"
             setup = Setup(self, settings={"observe_endpoint": endpoint})
-            service = RelayService(load_config(path=setup.made.config, environ={}, options={}), reactor)
+            service = setup.new_front(setup.load)
             with self.assertRaises(StartError) as caught:
                 service.privilegedStartService()
             self.assertEqual(str(caught.exception), f"observe: cannot listen on {endpoint}: Address already in use")
-            await service.quic.stopService()
+            await service.stopService()
 
 
 class HealthTests(SynchronousTestCase):

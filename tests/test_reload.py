@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nacl.signing import SigningKey
-from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.defer import Deferred, maybeDeferred, succeed
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from tests.real_relay import PATIENCE, Client, Setup, ended, eventually, exchange, reactor
@@ -38,6 +38,7 @@ NOT_RELOADABLE = frozenset((
     "listen_addr", "listen_port", "relay_id", "state_dir", "observe_endpoint", "admin_endpoint", "admin_tokens_path",
     "admin_unix_trust", "audit_log", "security_log", "webhook_url", "webhook_secret_path", "webhook_ca_path", "webhook_secret",
     "bouncer_url", "bouncer_key_path", "bouncer_ca_path", "bouncer_interval", "bouncer_key",
+    "workers", "worker_port_base", "worker_stall", "worker_affinity",
 ))
 
 
@@ -355,9 +356,9 @@ class OrderTests(SynchronousTestCase):
             waiting.append((function, Deferred()))
             return waiting[-1][1]
 
-        def commit(inputs: Inputs) -> int:
+        def commit(inputs: Inputs) -> Deferred[int]:
             committed.append(inputs)
-            return 3
+            return succeed(3)
 
         reloader = Reloader(inputs, lambda: replace(inputs, config=replace(config, max_streams=5)), run=run, commit=commit)
         first, second = reloader.reload(), reloader.reload()

@@ -57,16 +57,18 @@ class SessionTestCase(SynchronousTestCase):
 
 
 class StateTests(SynchronousTestCase):
-    """greeting → choosing → bound → closed, and nothing else (ARCHITECTURE rule 4)."""
+    """greeting → choosing → bound (or redirected) → closed, and nothing else (ARCHITECTURE rule 4)."""
 
     def test_the_ways_are_these(self) -> None:
         state, change = SessionState, SessionChange
         self.assertEqual(dict(SESSION_TRANSITIONS), {
             (state.GREETING, change.HANDSHAKE): state.CHOOSING,
             (state.CHOOSING, change.GRANTED): state.BOUND,
+            (state.CHOOSING, change.REDIRECT): state.REDIRECTED,
             (state.GREETING, change.CLOSE): state.CLOSED,
             (state.CHOOSING, change.CLOSE): state.CLOSED,
             (state.BOUND, change.CLOSE): state.CLOSED,
+            (state.REDIRECTED, change.CLOSE): state.CLOSED,
         })
 
     def test_a_session_goes_through_them(self) -> None:
@@ -77,7 +79,8 @@ class StateTests(SynchronousTestCase):
         client.allocate(Role.DEVICE)
         seen.append(client.session.state)
         client.lose()
-        self.assertEqual([*seen, client.session.state], list(SessionState))
+        state = SessionState
+        self.assertEqual([*seen, client.session.state], [state.GREETING, state.CHOOSING, state.BOUND, state.CLOSED])
 
     def test_any_other_change_raises_and_changes_nothing(self) -> None:
         for state, change in product(SessionState, SessionChange):

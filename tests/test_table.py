@@ -383,7 +383,7 @@ class SizeTests(TableTestCase):
     def sizes(self) -> list[int]:
         """How much each part of the table holds."""
         table = self.table
-        parts = (table, table._per_device, table._tombstones, table._burial, table._expiry, table._absence)  # noqa: SLF001
+        parts = (table, table._places, table._tombstones, table._burial, table._expiry, table._absence)  # noqa: SLF001
         return [len(part) for part in parts]
 
     def test_an_empty_table_holds_nothing_whatever_was_in_it(self) -> None:

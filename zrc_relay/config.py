@@ -44,7 +44,9 @@ from zrc_relay.config_table import (
     TrustModel,
     option_parameters,
 )
-from zrc_relay.config_values import NAMESPACE, TIER_NAME, quote, show
+from zrc_relay.config_units import AUTO
+from zrc_relay.config_values import MAX_PORT, NAMESPACE, TIER_NAME, quote, show
+from zrc_relay.core.routing import MAX_WORKERS
 from zrc_relay.core.tiers import BUILT_IN_TIERS, Tier
 from zrc_relay.logs.levels import LogLevel
 
@@ -284,10 +286,30 @@ class _Loading:
                 f"must be shorter than quic_idle_timeout, which is {text} ({self._source('quic_idle_timeout')})",
             )
 
+        self._compare_workers()
         self._compare_admission()
         self._compare_admin()
         self._compare_secrets("webhook_url", "webhook_secret")
         self._compare_secrets("bouncer_url", "bouncer_key")
+
+    def _compare_workers(self) -> None:
+        """The ports of several workers, which are one behind the other, with the one that they share."""
+        names = ("workers", "worker_port_base", "listen_port")
+        if self._unusable & {*names}:
+            return
+        workers, base, shared = (self._values.get(name, _DEFAULTS[name]) for name in names)
+        count = MAX_WORKERS if workers == AUTO else workers
+        if count == 1 or (base is None and shared == 0):
+            return
+        name = "listen_port" if base is None else "worker_port_base"
+        first = shared + 1 if base is None else base
+        last = first + count - 1
+        if last > MAX_PORT:
+            right = f"must leave room for the ports of {count} workers, {first} to {last} as it is"
+            self._problem(name, self._source(name), f"there is no port {last}", right)
+        elif first <= shared <= last:
+            right = f"must leave out listen_port ({self._source('listen_port')}) with {count} workers, {first} to {last} as it is"
+            self._problem(name, self._source(name), f"port {shared} would be one worker's and that of all", right)
 
     def _compare_admission(self) -> None:
         """The lists of networks with each other, and a tier's name with the tiers there are."""

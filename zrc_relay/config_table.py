@@ -11,6 +11,7 @@ The bounds keep out what cannot work or can only be a slip of the pen; they are 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from enum import Enum, unique
@@ -20,7 +21,7 @@ from typing import Any, Final
 
 from zrc_relay.config_endpoints import ListenOn, StreamEndpoint
 from zrc_relay.config_external import HttpUrl, Secret
-from zrc_relay.config_units import ByteRate, Duration, EventRate, Integer, Size
+from zrc_relay.config_units import AUTO, ByteRate, Duration, EventRate, Integer, OrAuto, Size
 from zrc_relay.config_values import (
     MAX_PORT,
     Boolean,
@@ -35,6 +36,7 @@ from zrc_relay.config_values import (
     TierName,
 )
 from zrc_relay.core.cidr import Network
+from zrc_relay.core.routing import MAX_WORKERS
 from zrc_relay.core.sources import Rate
 from zrc_relay.core.tiers import BUILT_IN_TIERS, DEFAULT_MAX_ALLOCATIONS, Tier
 from zrc_relay.logs.levels import LogFormat, LogLevel
@@ -88,6 +90,7 @@ class Section(Enum):
     LIFETIME = "Lifetime of allocations and connections"
     LIMITS = "Limits"
     FORWARDING = "Forwarding"
+    WORKERS = "Several cores"
     OPERATION = "Operation"
     EXTERNAL = "Security events and external abuse systems"
 
@@ -301,6 +304,20 @@ class Config:
         "true", Boolean(), Section.FORWARDING,
         "Whether packets that hold only datagrams and acknowledgements take the short way; false is for finding faults.")
 
+    workers: int = _default(
+        "1", OrAuto(Integer(1, MAX_WORKERS)), Section.WORKERS,
+        "Processes that forward, each of which can use one core; auto takes as many as this process may use. With more than one "
+        "there is another process in front of them, which forwards nothing.")
+    worker_port_base: int | None = _default(
+        "none", OrNone(Integer(1, MAX_PORT)), Section.WORKERS,
+        "UDP port that leads to the first of several workers only; those of the others follow. Clients that came to a wrong one "
+        "are sent there, so they must be able to reach these ports, under the same numbers. None is the port behind listen_port.")
+    worker_stall: float = _default(
+        "5s", Duration("500ms", "10min"), Section.WORKERS,
+        "A worker that does nothing for this long is replaced.")
+    worker_affinity: bool = _default(
+        "false", Boolean(), Section.WORKERS, "Whether each worker is bound to a CPU of its own, as far as there are enough.")
+
     drain_timeout: float = _default(
         "30s", Duration("0s", "1h"), Section.OPERATION, "How long a relay that is stopping waits for its clients to leave.")
     state_dir: Path | None = _default(
@@ -366,6 +383,14 @@ class Config:
     def default_tier(self) -> Tier:
         """What a device without a tier may have."""
         return Tier("", self.default_bandwidth_limit, self.default_quota, DEFAULT_MAX_ALLOCATIONS)
+
+    def worker_count(self) -> int:
+        """How many workers there are to be, 1 to ``MAX_WORKERS``; for "auto" as many as this process may use CPUs."""
+        return min(len(os.sched_getaffinity(0)), MAX_WORKERS) if self.workers == AUTO else self.workers
+
+    def first_worker_port(self, listen_port: int) -> int:
+        """Port that leads to worker 0 only, where all of them share ``listen_port`` (not 0)."""
+        return listen_port + 1 if self.worker_port_base is None else self.worker_port_base
 
 
 SETTINGS: Final[Mapping[str, Setting]] = MappingProxyType({

@@ -22,9 +22,12 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Final
 
-from zrc_relay.config_values import NOT_UNDERSTOOD, OUT_OF_RANGE, WRONG_TYPE, Quoted, Unquoted, show, text_of
+from zrc_relay.config_values import NOT_UNDERSTOOD, OUT_OF_RANGE, WRONG_TYPE, Quoted, Unquoted, quote, show, text_of
 from zrc_relay.core.sources import Rate
 
+AUTO: Final = 0
+"""What "auto" is as a number; it must not be one that the setting can have."""
+_AUTO_TEXT: Final = "auto"
 _MAX_BITS: Final = 128
 """Longest native integer looked at: far beyond every bound, and short enough to be printed."""
 _NUMBER: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*((?:[A-Za-z].*)?)", re.DOTALL)
@@ -64,6 +67,32 @@ class Integer(Unquoted):
         if unit:
             raise ValueError(NOT_UNDERSTOOD)
         return _whole(number, Decimal(self.minimum), Decimal(self.maximum))
+
+
+@dataclass(frozen=True, slots=True)
+class OrAuto:
+    """A whole number, or "auto", which becomes ``AUTO``: the program finds out by itself."""
+
+    kind: Integer
+
+    @property
+    def expected(self) -> str:
+        """See ``Kind``."""
+        return f'{self.kind.expected}, or "{_AUTO_TEXT}"'
+
+    def parse(self, raw: object, base: Path) -> int:
+        """See ``Kind``."""
+        if isinstance(raw, str) and raw.strip().lower() == _AUTO_TEXT:
+            return AUTO
+        return self.kind.parse(raw, base)
+
+    def format(self, value: object) -> str:
+        """See ``Kind``."""
+        return _AUTO_TEXT if value == AUTO else self.kind.format(value)
+
+    def toml(self, value: object) -> str:
+        """See ``Kind``."""
+        return quote(_AUTO_TEXT) if value == AUTO else self.kind.toml(value)
 
 
 @dataclass(frozen=True, slots=True)

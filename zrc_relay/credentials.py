@@ -7,6 +7,7 @@ started must say why in one line.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from aioquic.quic.configuration import QuicConfiguration
@@ -45,11 +46,22 @@ def load_credentials(
     if _public_bytes(key.public_key()) != _public_bytes(certificates[0].public_key()):
         msg = f"{key_path} is not the key of the certificate in {certificate_path}"
         raise CredentialsError(msg)
+    return make_credentials(
+        certificates, key,
+        idle_timeout=idle_timeout, udp_payload=udp_payload, stream_window=stream_window, max_streams=max_streams,
+    )
+
+
+def make_credentials(
+    certificates: Sequence[x509.Certificate], key: object, *,
+    idle_timeout: float, udp_payload: int, stream_window: int, max_streams: int,
+) -> Credentials:
+    """The same for a certificate chain, the relay's own first, and its private key."""
     configuration = QuicConfiguration(
         is_client=False,
         alpn_protocols=[ALPN],
         certificate=certificates[0],
-        certificate_chain=certificates[1:],
+        certificate_chain=list(certificates[1:]),
         private_key=key,
         congestion_control_algorithm=CONGESTION_CONTROL,
         idle_timeout=idle_timeout,

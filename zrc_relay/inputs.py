@@ -17,15 +17,12 @@ from zrc_relay.core.keys import DeviceKeys, KeyFileError, parse_device_keys
 from zrc_relay.core.relay import Policy
 from zrc_relay.core.wire import NO_ADDRESS, Address
 from zrc_relay.credentials import CredentialsError, load_credentials
+from zrc_relay.engine import EngineSettings, StartError
 from zrc_relay.logs.observer import LogSettings
 from zrc_relay.quic.endpoint import MAX_HANDSHAKES
 from zrc_relay.quic.settings import Credentials, EndpointSettings
 
 Read = TypeVar("Read")
-
-
-class StartError(Exception):
-    """The relay cannot start; the message is one line for the operator, or several."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +82,11 @@ def load_device_keys(config: Config) -> DeviceKeys:
         return parse_device_keys(text, tiers=config.tiers)
     except KeyFileError as error:
         raise StartError("\n".join(f"{path}: {problem}" for problem in error.problems)) from error
+
+
+def engine_settings_of(config: Config, instance_id: bytes) -> EngineSettings:
+    """The part of ``config`` that decides about forwarding."""
+    return EngineSettings(policy_of(config, instance_id), admission_of(config), endpoint_settings_of(config), config.qlog_dir)
 
 
 def endpoint_settings_of(config: Config) -> EndpointSettings:

@@ -55,6 +55,8 @@ class PinnedKeys:
         self._writing = DeferredLock()
         self.failures = 0
         """Writes that failed."""
+        self.revision = 0
+        """Grows with each change at run time."""
 
     def __len__(self) -> int:
         return len(self._said)
@@ -104,10 +106,11 @@ class PinnedKeys:
     def _say(self, device_id: bytes, device: Device | None, *, nothing_new: bool) -> None:
         if nothing_new:
             self._said.pop(device_id, None)
-            return
-        if device_id not in self._said and len(self._said) >= MAX_CHANGES:
+        elif device_id not in self._said and len(self._said) >= MAX_CHANGES:
             raise TooManyPins
-        self._said[device_id] = device
+        else:
+            self._said[device_id] = device
+        self.revision += 1
 
     async def save(self) -> bool:
         """Write what holds now; whether it outlives a restart."""

@@ -24,7 +24,8 @@ from twisted.logger import Logger
 
 from zrc_relay.config import Config, ConfigError
 from zrc_relay.core.keys import Device, DeviceKeys
-from zrc_relay.inputs import Inputs, StartError
+from zrc_relay.engine import StartError
+from zrc_relay.inputs import Inputs
 from zrc_relay.reloadable import RELOADABLE
 
 Result = TypeVar("Result")
@@ -73,16 +74,23 @@ Run = Callable[[Callable[[], Any]], "Deferred[Any]"]
 """Runs a function that may take long, somewhere else."""
 
 
+class ReloadRefused(Exception):
+    """Nothing was changed, because what was read cannot be put in force everywhere; the message has a line for each reason."""
+
+
+Commit = Callable[[Inputs], "Deferred[int]"]
+"""Puts other inputs in force, all of it or nothing (``ReloadRefused``); how many allocations that ended."""
+
+
 class Reloader:
     """See the module's docstring.
 
-    ``inputs`` is what is in force, ``read`` reads it again, ``run`` runs that, ``commit`` puts other inputs in force and returns
-    how many allocations it ended.
+    ``inputs`` is what is in force, ``read`` reads it again, ``run`` runs that, ``commit`` puts other inputs in force.
     """
 
     _log = Logger()
 
-    def __init__(self, inputs: Inputs, read: Callable[[], Inputs], *, run: Run, commit: Callable[[Inputs], int]) -> None:
+    def __init__(self, inputs: Inputs, read: Callable[[], Inputs], *, run: Run, commit: Commit) -> None:
         self.inputs = inputs
         self._read = read
         self._run = run
@@ -111,8 +119,11 @@ class Reloader:
         effective, not_reloadable = merge(before.config, inputs.config)
         inputs = replace(inputs, config=effective)
         changed = changes(before, inputs)
+        try:
+            ended: int = await self._commit(inputs)
+        except ReloadRefused as error:
+            return self._refused(str(error).splitlines())
         self.inputs = inputs
-        ended = self._commit(inputs)
         for participant, what in zip(participants, of_participants, strict=True):
             participant.reload(what)
         self.done += 1

@@ -134,16 +134,20 @@ _Key = tuple[str, str, str | None]
 class SecurityLog:
     """An ``Observer`` that keeps the stream; every event that is not written here goes to ``following``.
 
-    With a ``file`` the security events go to ``following`` as well; without one they are in the log already. ``now`` gives
-    monotonic and ``wall`` Unix seconds.
+    With a ``file`` the security events go to ``following`` as well; without one they are in the log already. A worker keeps no
+    stream of its own: its records go to ``output``, which is its parent in the end, and to no file, log or sink here; then
+    ``passes_on`` says whether the events go to ``following`` as well. ``now`` gives monotonic and ``wall`` Unix seconds.
     """
 
     _log = Logger()
 
     def __init__(
-        self, following: Observer, *, now: Callable[[], float], wall: Callable[[], float], file: LineFile | None = None
+        self, following: Observer, *, now: Callable[[], float], wall: Callable[[], float], file: LineFile | None = None,
+        output: Callable[[Mapping[str, object]], None] | None = None, passes_on: bool = False,
     ) -> None:
         self._following = following
+        self._output = output or self.keep
+        self._passes_on = passes_on or file is not None
         self._now = now
         self._wall = wall
         self._file = file
@@ -160,7 +164,7 @@ class SecurityLog:
             self._following.event(name, **fields)
             return
         self._take(name, fields)
-        if self._file is not None:
+        if self._passes_on:
             self._following.event(name, **fields)
 
     def summarise(self) -> None:
@@ -246,8 +250,11 @@ class SecurityLog:
 
     def _write(self, fields: Mapping[str, object]) -> None:
         when = datetime.fromtimestamp(self._wall(), UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        record = {"time": when, **fields}
         self.written += 1
+        self._output({"time": when, **fields})
+
+    def keep(self, record: Mapping[str, object]) -> None:
+        """Write ``record`` and hand it to the sinks; its budget was seen to."""
         line = json.dumps(record, separators=(",", ":"))
         if self._file is not None:
             self._file.write(line)

@@ -15,7 +15,7 @@ from typing import Any
 from twisted.application.service import Service
 from twisted.logger import Logger
 
-from zrc_relay.service import RelayService
+from zrc_relay.front import Front
 
 
 class Signals(Service):
@@ -23,7 +23,7 @@ class Signals(Service):
 
     _log = Logger()
 
-    def __init__(self, relay: RelayService, reactor: Any) -> None:
+    def __init__(self, relay: Front, reactor: Any) -> None:
         self.setName("signals")
         self._relay = relay
         self._reactor = reactor

@@ -15,12 +15,14 @@ from twisted.python import usage
 from zrc_relay.config import ConfigError, find_config, load_config, option_parameters
 from zrc_relay.core.counters import Handshake
 from zrc_relay.credentials import CredentialsError
+from zrc_relay.front import Front
 from zrc_relay.garbage import INTERVAL, Garbage
 from zrc_relay.inputs import log_settings_of
 from zrc_relay.logs.twistd import install
 from zrc_relay.service import RelayService, StartError
 from zrc_relay.signals import Signals
 from zrc_relay.tasks import Ticker
+from zrc_relay.workers.parent import ParentService
 
 STATUS_CANNOT_START = 1
 STATUS_BAD_CONFIGURATION = 2
@@ -34,8 +36,8 @@ class Options(usage.Options):
     optParameters = option_parameters()
 
 
-class RelayProcess(RelayService):
-    """A relay that is a process of its own: what keeps it from starting ends the process, with one line and no traceback."""
+class AsProgram(Front):
+    """A relay that is a program of its own: what keeps it from starting ends the process, with one line and no traceback."""
 
     signals: Signals | None = None
     """Its handlers of signals, which are there before anything listens."""
@@ -57,6 +59,10 @@ class RelayProcess(RelayService):
         except StartError as error:
             give_up(str(error).splitlines(), STATUS_CANNOT_START)
 
+
+class RelayProcess(AsProgram, RelayService):
+    """A program of one process."""
+
     def startService(self) -> None:
         """Start, and keep the garbage collector of the process from stopping it."""
         garbage = Garbage(lambda: self.relay.counters.handshakes[Handshake.STARTED], lambda: self.endpoint.connections)
@@ -65,12 +71,16 @@ class RelayProcess(RelayService):
         garbage.start()
 
 
-def makeService(options: Mapping[str, str | None]) -> RelayService:
+class ParentProcess(AsProgram, ParentService):
+    """A program of several processes."""
+
+
+def makeService(options: Mapping[str, str | None]) -> Front:
     """The relay that ``options``, the environment and the TOML file describe; exits with status 2 when they do not."""
     return build_service({name: value for name, value in options.items() if value is not None})
 
 
-def build_service(options: Mapping[str, str], reactor: Any = None) -> RelayService:
+def build_service(options: Mapping[str, str], reactor: Any = None) -> Front:
     """As ``makeService``; ``config`` among the options names the TOML file."""
     if reactor is None:
         from twisted.internet import reactor  # noqa: PLC0415 - importing it installs it, which must not happen earlier
@@ -79,7 +89,11 @@ def build_service(options: Mapping[str, str], reactor: Any = None) -> RelayServi
     path = find_config(os.environ, given.pop("config", None))
     try:
         load = partial(load_config, path=path, environ=dict(os.environ), options=given, cwd=Path.cwd())
-        service = RelayProcess(load(), reactor, load=load)
+        config = load()
+        count = config.worker_count()
+        service: AsProgram = (
+            RelayProcess(config, reactor, load=load) if count == 1 else ParentProcess(config, reactor, count=count, load=load)
+        )
     except ConfigError as error:
         give_up([str(problem) for problem in error.problems])
     except (CredentialsError, StartError) as error:

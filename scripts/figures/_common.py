@@ -83,14 +83,14 @@ class Relay:
 
 
 @contextlib.contextmanager
-def relay_process(settings: Mapping[str, str] | None = None) -> Iterator[Relay]:
-    """A relay that runs as a process of its own, in the ``unlimited`` tier; it and its files go at the end.
+def relay_process(settings: Mapping[str, str] | None = None, *, tier: str = "unlimited") -> Iterator[Relay]:
+    """A relay that runs as a process of its own, its device in ``tier``; it and its files go at the end.
 
     All clients of a figure come from one address, so there are no rates for sources unless ``settings`` say otherwise.
     """
     with tempfile.TemporaryDirectory(prefix="prove-") as directory:
         changes = {"drain_timeout": "0s", **NO_RATES, **(settings or {})}
-        made = make_dev_setup(Path(directory, "setup"), listen=["127.0.0.1"], port=0, tier="unlimited", settings=changes)
+        made = make_dev_setup(Path(directory, "setup"), listen=["127.0.0.1"], port=0, tier=tier, settings=changes)
         with Child("relay", relay_command(made.config), made.directory, child_environment()) as child:
             port = int(child.wait_for(_LISTENING, timeout=START_PATIENCE).group(1))
             yield Relay(made, child, port)

@@ -226,7 +226,8 @@ class Top:
         self._is_stale = True
 
     def _rows(self) -> int:
-        return room(self._display.size[1])
+        workers = len(self._snapshot.workers) if self._snapshot is not None else 0
+        return room(self._display.size[1], workers)
 
     def _draw(self) -> None:
         if self._snapshot is not None:

@@ -6,7 +6,7 @@ what is still too long is cut at its edge by whoever draws it. How long somethin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from math import inf
@@ -15,7 +15,7 @@ from typing import Any, Final, Self
 from rich.text import Text
 
 from zrc_relay.cli.console import printable, size, span
-from zrc_relay.cli.ctl_views import NOTHING, rate
+from zrc_relay.cli.ctl_views import NOTHING, rate, worker_cells
 from zrc_relay.control.operations import SortKey
 
 HEAD_LINES: Final = 5
@@ -74,6 +74,12 @@ class Snapshot:
     stats: Mapping[str, Any]
     page: Mapping[str, Any]
 
+    @property
+    def workers(self) -> Sequence[Mapping[str, Any]]:
+        """The processes that forward, where there are several; a relay of an earlier version says nothing of them."""
+        found: Sequence[Mapping[str, Any]] = self.stats.get("workers", ())
+        return found
+
 
 @dataclass(frozen=True, slots=True)
 class Column:
@@ -106,6 +112,12 @@ _TIER: Final = Column("TIER", 10, SortKey.TIER, lambda item, _: item["tier"] or 
 _DEVICE: Final = Column("DEVICE", 21, SortKey.DEVICE_ID, lambda item, _: item["device"]["address"] or NOTHING)
 _PEER: Final = Column("PEER", 21, None, lambda item, _: item["peer"]["address"] or NOTHING)
 
+_WORKER_COLUMNS: Final = (
+    ("WORKER", 6), ("STATE", 8), ("PID", 7), ("UP", 12), ("ALLOCS", 6), ("CONNS", 6), ("RATE", 11), ("PACKETS/S", 9), ("CPU", 4),
+    ("LAG", 9), ("RESTARTS", 8),
+)
+"""Title and width in characters of what is shown of a worker (``worker_cells``)."""
+
 _AS_SHOWN: Final = (_SHORT, _FULL, _STATE, _TIER, _RATE, _TOTAL, _IDLE, _EXPIRES, _DEVICE, _PEER)
 _AS_WANTED: Final = (_RATE, _TOTAL, _STATE, _FULL, _IDLE, _EXPIRES, _TIER, _DEVICE, _PEER)
 """By how much they are missed; the short id is always there, and makes way for the whole one."""
@@ -124,17 +136,26 @@ def columns(width: int) -> list[Column]:
     return [column for column in _AS_SHOWN if column in chosen]
 
 
-def room(height: int) -> int:
-    """How many rows fit a screen of ``height`` lines; at least one, so that there is something to ask for."""
-    return max(1, height - HEAD_LINES - FOOT_LINES)
+def room(height: int, workers: int = 0) -> int:
+    """How many rows fit a screen of ``height`` lines below its workers; at least one, so that there is something to ask for."""
+    left = height - HEAD_LINES - FOOT_LINES
+    return max(1, left - _worker_lines(left, workers))
+
+
+def _worker_lines(left: int, workers: int) -> int:
+    """Lines for workers, titles included, of ``left``: none for one alone, and never more than half."""
+    lines = min(workers + 1, left // 2) if workers > 1 else 0
+    return lines if lines > 1 else 0
 
 
 def frame(snapshot: Snapshot, order: Order, width: int, height: int, *, place: str, problem: str = "") -> list[Text]:
     """The lines of a screen. ``problem`` says what is wrong with what is shown; it is old then."""
     page, now = snapshot.page, _unix(snapshot.stats["time"])
-    shown = columns(width)
-    lines = [*_totals(snapshot.stats, place), _listed(page, order, problem), _titles(shown, order, width)]
-    lines += [_row(item, shown, now) for item in page["items"][:room(height)]]
+    shown, workers = columns(width), snapshot.workers
+    below = _worker_lines(height - HEAD_LINES - FOOT_LINES, len(workers))
+    lines = [*_totals(snapshot.stats, place), *_workers(workers, below)]
+    lines += [_listed(page, order, problem), _titles(shown, order, width)]
+    lines += [_row(item, shown, now) for item in page["items"][:room(height, len(workers))]]
     lines += [Text("")] * (height - FOOT_LINES - len(lines))
     lines = lines[:max(0, height - FOOT_LINES)]
     return [*lines, Text(KEYS, "dim")]
@@ -160,6 +181,27 @@ def _totals(stats: Mapping[str, Any], place: str) -> list[Text]:
             f"{sum(stats['refused'].values())} requests refused"
         ),
     ]
+
+
+def _workers(workers: Sequence[Mapping[str, Any]], lines: int) -> list[Text]:
+    """A line for each worker below their titles; the last says how many there are beside those that fit."""
+    if not lines:
+        return []
+    titles = tuple(title for title, _ in _WORKER_COLUMNS)
+    shown = workers if len(workers) < lines else workers[: lines - 2]
+    found = [Text(_worker_line(titles), "bold")]
+    found += [
+        Text(_worker_line(worker_cells(each)), "" if each["state"] == "ready" else "yellow") for each in shown
+    ]
+    if len(shown) < len(workers):
+        found.append(Text(f"and {len(workers) - len(shown)} more workers", "dim"))
+    return found
+
+
+def _worker_line(cells: Sequence[str]) -> str:
+    return (" " * GAP).join(
+        printable(cell).rjust(width) for cell, (_, width) in zip(cells, _WORKER_COLUMNS, strict=True)
+    )
 
 
 def _listed(page: Mapping[str, Any], order: Order, problem: str) -> Text:

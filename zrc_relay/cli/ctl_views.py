@@ -162,11 +162,27 @@ def stats(item: Answer) -> None:
         "refused": counted(item["refused"]),
         "limited": counted(item["limited"]),
     })
+    workers = item.get("workers", ())  # a relay of an earlier version has none
+    if workers:
+        console().print()
+        print_table(
+            ("WORKER", "STATE", "PID", "UP", "ALLOCATIONS", "CONNECTIONS", "RATE", "PACKETS/S", "CPU", "LAG", "RESTARTS"),
+            map(worker_cells, workers),
+        )
     if item["top_talkers"]:
         console().print()
         print_table(("BUSIEST ALLOCATIONS", "RATE", "CARRIED"), [
             (each["id"], rate(each["bytes_per_second"]), size(each["bytes_transferred"])) for each in item["top_talkers"]
         ])
+
+
+def worker_cells(item: Answer) -> tuple[str, ...]:
+    """What is shown of a worker."""
+    return (
+        str(item["index"]), item["state"], str(item["pid"] or NOTHING), span(item["uptime_seconds"]), str(item["allocations"]),
+        str(item["connections"]), rate(item["bytes_per_second"]), f"{item['packets_per_second']:.0f}",
+        f"{item['cpu_share']:.0%}", f"{1000 * item['loop_lag_seconds']:.1f} ms", str(item["restarts"]),
+    )
 
 
 def networks(page: Answer) -> None:

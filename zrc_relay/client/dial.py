@@ -20,6 +20,7 @@ from zrc_relay.client.identity import Identity
 from zrc_relay.client.notices import NoticeEvent
 from zrc_relay.client.streams import RelayStream
 from zrc_relay.client.trust import Trust
+from zrc_relay.core.codes import RedirectReason
 from zrc_relay.quic.udp import Path, SocketAddress, UdpPort
 
 MAX_REDIRECTS: Final = 3
@@ -43,8 +44,9 @@ class Dialer:
     """Makes connections to the relay that the user calls ``host``: tries its addresses and follows redirects.
 
     The address of the last connection that was made is the first to be tried for the next one (PROTOCOL §9, "the address in
-    use"). Addresses say where to connect, never whom to trust: the certificate is always checked against ``host`` and ``trust``
-    (PROTOCOL §1).
+    use"). Where a REDIRECT led to another worker of the same relay, that is the address before it: which worker serves us, and at
+    which port, is the relay's own affair and may be another one after its restart. Addresses say where to connect, never whom to
+    trust: the certificate is always checked against ``host`` and ``trust`` (PROTOCOL §1).
     """
 
     def __init__(self, reactor: Any, host: str, port: int, *, trust: Trust | None, timeout: float) -> None:
@@ -65,6 +67,7 @@ class Dialer:
         return await self._follow(await resolve(self._reactor, self._host, self._port), identity, handlers)
 
     async def _follow(self, addresses: list[SocketAddress], identity: Identity | None, handlers: Handlers) -> ClientConnection:
+        in_use: SocketAddress | None = None
         for _ in range(MAX_REDIRECTS + 1):
             error: Exception = ConnectFailed(f"{self._host} has no address")
             for address in addresses:
@@ -74,9 +77,11 @@ class Dialer:
                     error = failed
                 except Redirected as redirected:
                     error = redirected
+                    is_same_relay = redirected.redirect.reason == RedirectReason.OTHER_WORKER
+                    in_use = in_use or address if is_same_relay else None
                     break
                 else:
-                    self._in_use = address
+                    self._in_use = in_use or address
                     return connection
             if not isinstance(error, Redirected):
                 raise error

@@ -3,7 +3,6 @@
 ::
 
     administration(MultiService)    stopService: whoever listens to events is told
-    |- sampler                      rates and peaks, once a second
     `- admin                        the web site
 """
 
@@ -21,23 +20,24 @@ from zrc_relay.control.audit import AuditLog
 from zrc_relay.control.auth import AdminToken, Gate
 from zrc_relay.control.endpoints import SiteService
 from zrc_relay.control.events import EventHub
-from zrc_relay.control.local import Clocks, Connections, Host, LocalOperations
-from zrc_relay.control.sampler import Sampler
+from zrc_relay.control.management import Clocks
+from zrc_relay.control.operations import Operations
 
 FAREWELL: Final = 0.1
 """Seconds that a last word to listeners has to get out before their connections are cut."""
 
 
 class Administration(MultiService):
-    """The admin endpoint on ``listen_on``, for whoever has one of ``tokens``, or with ``unix_trust`` the right user id.
+    """The admin endpoint on ``listen_on``.
+
+    It does ``operations`` for whoever has one of ``tokens``, or with ``unix_trust`` the right user id.
 
     ``tokens`` reads them, now and whenever the relay's configuration is reloaded.
     """
 
     def __init__(
         self,
-        host: Host,
-        endpoint: Connections,
+        operations: Operations,
         listen_on: StreamEndpoint,
         *,
         tokens: Callable[[], tuple[AdminToken, ...]],
@@ -52,12 +52,10 @@ class Administration(MultiService):
         self._reactor = clocks.reactor
         self._tokens = tokens
         self.gate = Gate(tokens(), unix_trust=unix_trust, now=clocks.now)
-        self.sampler = Sampler(host.relay, endpoint, clocks.reactor, clocks.now)
-        self.operations = LocalOperations(host, endpoint, self.sampler, clocks)
-        self.admin = Admin(self.operations, self.gate, audit, hub, clocks.reactor)
+        self.operations = operations
+        self.admin = Admin(operations, self.gate, audit, hub, clocks.reactor)
         self.site = SiteService("admin", listen_on, self.admin.resource(), clocks.reactor)
         self.site.site.on_refused = self.admin.note_refused
-        self.addService(self.sampler)
         self.addService(self.site)
 
     def prepare_reload(self) -> tuple[tuple[AdminToken, ...], Any]:

@@ -183,6 +183,25 @@ class Talker:
 
 
 @dataclass(frozen=True, slots=True)
+class WorkerStats:
+    """One of the processes that forward, where there are several."""
+
+    index: int = field(metadata=says("Which one it is, from 0 on; the same for whoever takes its place.", minimum=0))
+    pid: int | None = field(metadata=says("Its process; null while there is none."))
+    state: str = field(metadata=says(
+        "`ready`, `draining`, `starting` until it is ready, `down` while nobody has taken its place.",
+        enum=["starting", "ready", "draining", "down"]))
+    uptime_seconds: float = field(metadata=says("How long ago it was started.", minimum=0))
+    allocations: int = field(metadata=says("Allocations that it has.", minimum=0))
+    connections: int = field(metadata=says("Connections that it has.", minimum=0))
+    bytes_per_second: float = field(metadata=says("Bytes that it forwarded in the last second.", minimum=0))
+    packets_per_second: float = field(metadata=says("Datagrams that it forwarded in the last second.", minimum=0))
+    cpu_share: float = field(metadata=says("Part of one core that it used in the last second.", minimum=0))
+    loop_lag_seconds: float = field(metadata=says("How late its event loop was at most in the last 15 to 30 seconds.", minimum=0))
+    restarts: int = field(metadata=says("How often it was replaced.", minimum=0))
+
+
+@dataclass(frozen=True, slots=True)
 class Stats:
     """The relay at a glance."""
 
@@ -201,6 +220,7 @@ class Stats:
     refused: Mapping[str, int] = field(metadata=says("Requests that were refused, by the code that says why."))
     limited: Mapping[str, int] = field(metadata=says("What sources were limited by, and how often."))
     top_talkers: tuple[Talker, ...] = field(metadata=says("The busiest allocations, the busiest first.", maxItems=TALKERS))
+    workers: tuple[WorkerStats, ...] = field(metadata=says("The processes that forward; empty where there is only one."))
 
 
 @dataclass(frozen=True, slots=True)

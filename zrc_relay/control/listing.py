@@ -7,6 +7,7 @@ from typing import Any, Final, cast
 
 from zrc_relay.control.answers import AllocationDetail, AllocationInfo, ConnectionInfo, SideInfo, moment
 from zrc_relay.control.operations import AllocationFilter, SortKey
+from zrc_relay.control.traffic import Row
 from zrc_relay.core.allocation import Allocation, AllocationKey, Side
 from zrc_relay.core.cidr import Network
 from zrc_relay.core.codes import Role
@@ -32,6 +33,19 @@ _SORTS: Final[Mapping[SortKey, Callable[[Allocation, Rates], Any]]] = {
 def full_name(key: AllocationKey) -> str:
     """How an allocation is called where ids of several devices meet."""
     return f"{key[0].hex()}:{key[1].hex()}"
+
+
+def key_of(name: str) -> AllocationKey:
+    """The allocation of a full name; ``ValueError`` when it is none."""
+    device_id, _, allocation_id = name.partition(":")
+    return bytes.fromhex(device_id), bytes.fromhex(allocation_id)
+
+
+def row_of(value: Any, key: AllocationKey) -> Row:
+    """An allocation in a ranking, by what it is sorted by; ids are in hexadecimal, which sorts as they do."""
+    if isinstance(value, tuple):
+        return full_name(key), full_name(key)
+    return value.hex() if isinstance(value, bytes) else value, full_name(key)
 
 
 def sort_value(sort: SortKey, rates: Rates) -> Callable[[Allocation], Any]:

@@ -7,6 +7,7 @@ loopback interface. Errors have the form that the admin endpoint gives them, ``a
 from __future__ import annotations
 
 import json
+from collections.abc import Awaitable
 from http import HTTPStatus
 from typing import Any, Final, Protocol
 
@@ -16,7 +17,7 @@ from twisted.python.failure import Failure
 from twisted.web.resource import Resource
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
-from zrc_relay.control.health import Checks
+from zrc_relay.control.health import Report
 from zrc_relay.control.problems import Problem
 
 JSON: Final = "application/json"
@@ -26,8 +27,16 @@ PROBLEM: Final = "application/problem+json"
 class Renderer(Protocol):
     """Where the text of ``/metrics`` comes from."""
 
-    def render(self, accept: str) -> tuple[bytes, str]:
+    def render(self, accept: str) -> tuple[bytes, str] | Awaitable[tuple[bytes, str]]:
         """The text in the format that an Accept header asks for, and its content type."""
+        ...
+
+
+class Reporting(Protocol):
+    """What knows how the relay is."""
+
+    def report(self) -> Report:
+        """Look now."""
         ...
 
 
@@ -38,7 +47,7 @@ class Observe:
     app.url_map.merge_slashes = False  # what looks almost like a path is not redirected to it
     _log = Logger()
 
-    def __init__(self, checks: Checks, metrics: Renderer) -> None:
+    def __init__(self, checks: Reporting, metrics: Renderer) -> None:
         self._checks = checks
         self._metrics = metrics
 
@@ -63,9 +72,10 @@ class Observe:
         })
 
     @app.route("/metrics", methods=["GET"])
-    def metrics(self, request: Any) -> bytes:
+    async def metrics(self, request: Any) -> bytes:
         """The numbers."""
-        text, content_type = self._metrics.render(request.getHeader("accept") or "")
+        rendered = self._metrics.render(request.getHeader("accept") or "")
+        text, content_type = await rendered if isinstance(rendered, Awaitable) else rendered
         request.setHeader("vary", "accept")
         return _answer(request, 200, content_type, text)
 

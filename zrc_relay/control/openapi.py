@@ -30,11 +30,12 @@ _MEANINGS: Final = {
     415: "The body is not `application/json`.",
     422: "Parameters or body are not as this document says; `problems` lists what is wrong.",
     429: "Too many requests from there were refused; try again after `Retry-After` seconds.",
-    503: "There are too many listeners already.",
+    503: "There are too many listeners already, or what would have to answer does not do so just now; try again in a moment.",
 }
 _HEADERS: Final[dict[int, Schema]] = {
     401: {"WWW-Authenticate": {"schema": {"type": "string"}, "description": "How to authenticate."}},
     429: {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds to wait."}},
+    503: {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds to wait."}},
 }
 _DESCRIPTION: Final = """\
 What operators see and do of a running relay. Every request needs a bearer token with the scope of its operation (`x-scope`),

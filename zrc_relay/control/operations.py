@@ -62,6 +62,10 @@ class Conflict(OperationError):
         self.problems = problems
 
 
+class Unavailable(OperationError):
+    """Whoever could do it does not answer just now; the same may work in a moment."""
+
+
 @unique
 class AllocationState(Enum):
     """Where a live allocation is."""

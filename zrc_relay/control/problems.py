@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from http import HTTPStatus
 from types import MappingProxyType
 
-from zrc_relay.control.operations import Ambiguous, Conflict, NotFound, OperationError
+from zrc_relay.control.operations import Ambiguous, Conflict, NotFound, OperationError, Unavailable
 
 
 class Problem(Exception):
@@ -50,5 +50,7 @@ def problem_of(error: OperationError) -> Problem:
             return Problem(409, str(error), problems=error.problems)
         case NotFound():
             return Problem(404, str(error))
+        case Unavailable():
+            return Problem(503, str(error), headers={"Retry-After": "1"})
         case _:
             return Problem(500, str(error))

@@ -182,13 +182,13 @@ ROUTES: Final[Mapping[str, Route]] = MappingProxyType({route.name: route for rou
         Link("terminateAllocation", "id", "/items/0/id"),
     )),
     Route("showAllocation", "GET", "/admin/allocations/{id}", _READ, "Show an allocation and its connections", AllocationDetail,
-          parameters=(_ALLOCATION,), refusals=(404, 409)),
+          parameters=(_ALLOCATION,), refusals=(404, 409, 503)),
     Route("terminateAllocation", "DELETE", "/admin/allocations/{id}", _WRITE, "End an allocation until its token expires",
           Termination, parameters=(
               _ALLOCATION, Parameter("reason", _text(1, MAX_REASON), "Why, for the audit log.", required=True),
-          ), refusals=(404, 409)),
+          ), refusals=(404, 409, 503)),
     Route("traceAllocation", "POST", "/admin/allocations/{id}/qlog", _WRITE, "Write a qlog of an allocation's next connection",
-          QlogOrder, 202, parameters=(_ALLOCATION,), refusals=(404, 409)),
+          QlogOrder, 202, parameters=(_ALLOCATION,), refusals=(404, 409, 503)),
     Route("showStats", "GET", "/admin/stats", _READ, "Show the relay at a glance", Stats),
     Route("listConnections", "GET", "/admin/connections", _READ, "List the QUIC connections", ConnectionPage, parameters=(
         Parameter("source", _NETWORK, "Only those from this address or network."), *_PAGE,

@@ -88,7 +88,10 @@ class Watch(MultiService):
             return certificate().not_valid_after_utc.timestamp()
 
         self.local = Local(
-            relay, connections, ports, self.vitals, now, is_ready, expires, troubles, reloads, webhook, bouncer,
+            relay=relay, connections=connections, ports=ports, vitals=self.vitals, now=now, is_ready=is_ready,
+            is_draining=lambda: relay.draining, certificate_expires=expires,
+            troubles=troubles, entries=lambda: len(relay.admission.lists), restarts=lambda: 0, reloads=reloads,
+            webhook=webhook, bouncer=bouncer,
         )
         fails = [failing(task, f"the background task {task.name} fails") for task in background]
         self.checks = Checks(

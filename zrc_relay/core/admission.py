@@ -29,7 +29,9 @@ What makes this safe against spoofed sources is what is counted where:
 After the handshake a source can still turn out to be over its rate or blocked; then the connection is closed with a code of the
 protocol, which says when to come again. ALLOCATE and STUN have rates of their own.
 
-Every table is bounded (``SourceLimiter``) and holds nothing but numbers. ``now`` is monotonic, ``wall`` Unix time, in seconds.
+Every table is bounded and holds nothing but numbers; where it is, and whether other processes count there, too, is for ``limits``
+to say. How many handshakes are open, and whether that is pressure, each process decides for itself: they are its own work only.
+``now`` is monotonic, ``wall`` Unix time, in seconds.
 """
 
 from __future__ import annotations
@@ -44,8 +46,8 @@ from zrc_relay.core.authorisation import Refused
 from zrc_relay.core.cidr import AccessLists
 from zrc_relay.core.codes import ErrorCode
 from zrc_relay.core.counters import Limit
-from zrc_relay.core.limiter import TokenBucket
-from zrc_relay.core.sources import Numeric, Rate, SourceLimiter, source_of
+from zrc_relay.core.limits import Limits, LocalLimits, Sources
+from zrc_relay.core.sources import Numeric, Rate, source_of
 
 PATTERN: Final = 5
 """Handshakes that a source may leave unanswered within ``amplification_block``: a client that tries three times does not count as
@@ -55,7 +57,9 @@ REFUSALS: Final = Rate(5, 10)
 REFUSALS_PER_SECOND: Final = 100
 """CONNECTION_REFUSED for all sources: a refusal costs several times what silence costs."""
 TABLES: Final = ("connections", "attempts", "allocations", "rejoins", "stun", "unanswered", "forced", "refusals")
-"""What is kept of sources, each by a ``SourceLimiter``."""
+"""What is kept of sources, each by a ``Sources``."""
+BUCKETS: Final = ("usual_attempts", "all_refusals")
+"""What all sources share, each by a ``Bucket``: Initials without a token that are no reason for pressure, and refusals."""
 PRESSURE_HOLD: Final = 1.0
 """Seconds that pressure outlasts its reason."""
 MAX_RETRY_AFTER: Final = 86_400
@@ -110,28 +114,31 @@ SILENT_BLOCKED: Final = Decision(Verdict.SILENCE, Limit.BLOCKED)
 class Admission:
     """Decides about sources; see the module's docstring. ``lists`` may change at any time."""
 
-    def __init__(self, settings: AdmissionSettings, lists: AccessLists, *, now: float) -> None:
+    def __init__(
+        self, settings: AdmissionSettings, lists: AccessLists, *, now: float, limits: Limits | None = None
+    ) -> None:
+        limits = limits or LocalLimits()
         self.settings = settings
         self.lists = lists
         rates = _rates(settings)
-        self._connections = SourceLimiter(rates["connections"])
-        self._attempts = SourceLimiter(rates["attempts"])
-        self._allocations = SourceLimiter(rates["allocations"])
-        self._rejoins = SourceLimiter(rates["rejoins"])
-        self._stun = SourceLimiter(rates["stun"])
-        self._unanswered = SourceLimiter(rates["unanswered"])
-        self._forced = SourceLimiter(rates["forced"])
-        self._refusals = SourceLimiter(REFUSALS)
+        self._connections = limits.sources("connections", rates["connections"], now)
+        self._attempts = limits.sources("attempts", rates["attempts"], now)
+        self._allocations = limits.sources("allocations", rates["allocations"], now)
+        self._rejoins = limits.sources("rejoins", rates["rejoins"], now)
+        self._stun = limits.sources("stun", rates["stun"], now)
+        self._unanswered = limits.sources("unanswered", rates["unanswered"], now)
+        self._forced = limits.sources("forced", rates["forced"], now)
+        self._refusals = limits.sources("refusals", REFUSALS, now)
         pressure = settings.handshake_pressure or 0
-        self._usual_attempts = TokenBucket(pressure, pressure, now)
+        self._usual_attempts = limits.bucket("usual_attempts", pressure, pressure, now)
         self._pressed_until = now
-        self._all_refusals = TokenBucket(REFUSALS_PER_SECOND, REFUSALS_PER_SECOND, now)
+        self._all_refusals = limits.bucket("all_refusals", REFUSALS_PER_SECOND, REFUSALS_PER_SECOND, now)
 
     def reconfigure(self, settings: AdmissionSettings, now: float) -> None:
         """Go by other settings from ``now`` on; what is known of sources counts on."""
         self.settings = settings
         for name, rate in _rates(settings).items():
-            limiter: SourceLimiter = getattr(self, f"_{name}")
+            limiter: Sources = getattr(self, f"_{name}")
             limiter.set_rate(rate, now)
         pressure = settings.handshake_pressure or 0
         self._usual_attempts.set_rate(pressure, pressure, now)
@@ -217,7 +224,7 @@ class Admission:
         return self._refusals.take(source, now) and self._all_refusals.take(1, now)
 
     @staticmethod
-    def _take(limiter: SourceLimiter, limit: Limit, address: Numeric, now: float, reason: str) -> None:
+    def _take(limiter: Sources, limit: Limit, address: Numeric, now: float, reason: str) -> None:
         source = source_of(address)
         if not limiter.take(source, now):
             wait = max(1, ceil(limiter.wait(source, now)))

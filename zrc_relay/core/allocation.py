@@ -25,6 +25,7 @@ from zrc_relay.core.channel import Channel
 from zrc_relay.core.codes import DropCause, Role, TerminationReason
 from zrc_relay.core.counters import Counters
 from zrc_relay.core.limiter import TokenBucket, bandwidth_bucket, bandwidth_burst
+from zrc_relay.core.limits import Bucket
 from zrc_relay.core.tiers import Tier, effective_limits
 from zrc_relay.core.token import RelayToken
 
@@ -185,7 +186,7 @@ class Allocation:
         *,
         now: float,
         burst_seconds: float,
-        global_bucket: TokenBucket | None,
+        global_bucket: Bucket | None,
         counters: Counters,
         events: Events,
     ) -> None:
@@ -314,7 +315,7 @@ class Allocation:
         self.quota = quota
         self._account(1)
 
-    def share(self, global_bucket: TokenBucket | None, burst_seconds: float) -> None:
+    def share(self, global_bucket: Bucket | None, burst_seconds: float) -> None:
         """Use another bucket for what all allocations have together; the burst is for the next ``set_limits``."""
         self._global_bucket = global_bucket
         self.burst_seconds = burst_seconds
@@ -364,7 +365,7 @@ class Allocation:
             return packets
         bucket, shared, quota = self._bucket, self._global_bucket, self.quota
         allowed = bucket.available(now) if bucket is not None else math.inf
-        allowed_by_all = shared.available(now) if shared is not None else math.inf
+        allowed_by_all = shared.available(now, total) if shared is not None else math.inf
         left = quota - self.bytes_transferred if quota is not None else math.inf
         accepted: list[bytes] = []
         total = 0
@@ -383,6 +384,8 @@ class Allocation:
                 total += size
         if accepted:
             self._take(total, len(accepted), now)
+        if shared is not None:
+            shared.trim(now)
         return accepted
 
     def admit_all(self, total: int, packets: int, now: float) -> bool:
@@ -390,8 +393,8 @@ class Allocation:
         bucket, shared, quota = self._bucket, self._global_bucket, self.quota
         if (
             (bucket is not None and total > bucket.available(now))
-            or (shared is not None and total > shared.available(now))
             or (quota is not None and total > quota - self.bytes_transferred)
+            or (shared is not None and total > shared.available(now, total))  # last: what it was asked for is taken
         ):
             return False
         self._take(total, packets, now)
@@ -414,25 +417,32 @@ class Allocation:
         if wanted <= 0:
             return 0, 0.0
         allowed: float = wanted
-        delay = 0.0
-        for bucket in (self._bucket, self._global_bucket):
-            if bucket is not None:
-                allowed = min(allowed, bucket.available(now))
-                delay = max(delay, bucket.wait(min(wanted, bucket.burst / 4), now))
         if self.quota is not None:
-            left = self.quota - self.bytes_transferred
-            if left <= 0:
+            allowed = min(allowed, self.quota - self.bytes_transferred)
+            if allowed <= 0:
                 self._events.quota_exceeded(self)
                 return 0, 0.0
-            allowed = min(allowed, left)
+        bucket, shared = self._bucket, self._global_bucket
+        if bucket is not None:
+            allowed = min(allowed, bucket.available(now))
+        if shared is not None:
+            allowed = min(allowed, shared.available(now, allowed))
         size = int(allowed)
-        if size <= 0:
-            return 0, max(delay, MIN_STREAM_DELAY)
-        for bucket in (self._bucket, self._global_bucket):
+        if size > 0:
             if bucket is not None:
                 bucket.tokens -= size
-        self._count(size, now)
-        return size, 0.0
+            if shared is not None:
+                shared.tokens -= size
+                shared.trim(now)
+            self._count(size, now)
+            return size, 0.0
+        delay = MIN_STREAM_DELAY
+        if bucket is not None:
+            delay = max(delay, bucket.wait(min(wanted, bucket.burst / 4), now))
+        if shared is not None:
+            shared.trim(now)
+            delay = max(delay, shared.wait(min(wanted, shared.burst / 4), now))
+        return 0, delay
 
     def _count(self, size: int, now: float) -> None:
         """Count bytes that were accepted: the one place (PROTOCOL §6)."""

@@ -185,6 +185,8 @@ class AccessLists:
         """Grows whenever somebody may be blocked who was not: time to look at who is there."""
         self.changes = 0
         """Grows with each change at run time: time to keep them anew."""
+        self.on_change: Callable[[Network, Entry | None], None] = _ignore
+        """Hears of each change at run time: of what network, and what is said of it now."""
         self._families = {IPV4_BITS: _Family(IPV4_BITS, 8), IPV6_BITS: _Family(IPV6_BITS, 16)}
         self._ends: Deadlines[Network] = Deadlines()
         self._entries = 0
@@ -264,6 +266,7 @@ class AccessLists:
         self.changes += 1
         if entry.access is Access.BLOCK:
             self.revision += 1
+        self.on_change(network, entry)
         return True
 
     def remove(self, network: Network) -> bool:
@@ -278,6 +281,7 @@ class AccessLists:
         self.changes += 1
         if known.access is Access.ALLOW:
             self.revision += 1  # it may have been the exception in a network that is blocked
+        self.on_change(network, None)
         return True
 
     def sweep(self, wall: float) -> int:
@@ -290,3 +294,7 @@ class AccessLists:
     def _put(self, entry: Entry) -> None:
         self._entries += self.get(entry.network) is None
         self._families[entry.network.bits].put(entry)
+
+
+def _ignore(network: Network, entry: Entry | None) -> None:
+    """Nobody wants to know."""

@@ -30,6 +30,7 @@ class InputDrop(Enum):
     FIRST_BYTE = "first_byte"
     TRUNCATED = "truncated"
     UNKNOWN_CONNECTION = "unknown_connection"
+    MISROUTED = "misrouted"
     SMALL_INITIAL = "small_initial"
     HANDSHAKES_FULL = "handshakes_full"
     CONNECTIONS_FULL = "connections_full"
@@ -111,6 +112,8 @@ class Counters:
     def __init__(self) -> None:
         self.allocations_created = 0
         self.allocations_joined = 0
+        self.redirected = 0
+        """Clients that were sent to the worker that has their allocation."""
         self.allocations_ended: dict[str, int] = {}
         self.allocations_waiting = 0
         """Live allocations with one side there, or none yet."""

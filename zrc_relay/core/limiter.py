@@ -22,8 +22,8 @@ class TokenBucket:
         self.tokens: float = burst
         self.last = now
 
-    def available(self, now: float) -> float:
-        """Tokens that could be taken at ``now``."""
+    def available(self, now: float, _wanted: float = 0.0, /) -> float:
+        """Tokens that could be taken at ``now``, however many are wanted."""
         if now > self.last:
             self.tokens = min(self.burst, self.tokens + (now - self.last) * self.rate)
             self.last = now
@@ -35,6 +35,9 @@ class TokenBucket:
             return False
         self.tokens -= amount
         return True
+
+    def trim(self, _now: float, /) -> None:
+        """Nothing: what was not taken has never left (see ``limits.Bucket``)."""
 
     def wait(self, amount: float, now: float) -> float:
         """Seconds from ``now`` until ``amount`` tokens (at most ``burst``) could be taken; 0 when they can be now."""

@@ -22,7 +22,9 @@ from zrc_relay.core.codes import DropCause, ErrorCode, HelloFeature, NoticeCode,
 from zrc_relay.core.counters import Counters, Limit
 from zrc_relay.core.failures import Failure
 from zrc_relay.core.keys import Device, DeviceKeys
-from zrc_relay.core.limiter import TokenBucket, bandwidth_bucket, bandwidth_burst
+from zrc_relay.core.limiter import bandwidth_burst
+from zrc_relay.core.limits import Bucket, Limits, LocalLimits
+from zrc_relay.core.routing import ALONE, Share, redirect
 from zrc_relay.core.session import UNREAD, Session
 from zrc_relay.core.sources import numeric
 from zrc_relay.core.table import AllocationTable
@@ -35,6 +37,7 @@ from zrc_relay.core.wire import (
     Allocated,
     Hello,
     Notice,
+    Redirect,
     Refreshed,
     RelayEntry,
     Relays,
@@ -77,15 +80,29 @@ class Policy:
     self_certified_tier: str | None = None
     """The tier of devices that are not pinned; None admits none of them."""
     channels: bool = True
+    worker_port_base: int = 0
+    """The port that leads to worker 0 only, before those of the others; 0: there are no such ports."""
 
 
 class Relay:
-    """Shared state of all sessions; see the module's docstring. Without an ``admission`` no source is limited."""
+    """Shared state of all sessions; see the module's docstring. Without an ``admission`` no source is limited.
+
+    ``share`` says which allocations are this process's, if there are several, and ``limits`` where all of them count.
+    """
 
     def __init__(
-        self, policy: Policy, keys: DeviceKeys, observer: Observer, *, now: float, admission: Admission | None = None
+        self,
+        policy: Policy,
+        keys: DeviceKeys,
+        observer: Observer,
+        *,
+        now: float,
+        admission: Admission | None = None,
+        share: Share = ALONE,
+        limits: Limits | None = None,
     ) -> None:
         self.policy = policy
+        self.share = share
         self.admission = admission or Admission(UNLIMITED, AccessLists(), now=now)
         self.counters = Counters()
         self.draining = False
@@ -101,13 +118,14 @@ class Relay:
             relay_id=policy.relay_id, keys=keys, max_token_lifetime=policy.max_token_lifetime,
             proving_roles=policy.proving_roles, counters=self.counters, self_certified_tier=policy.self_certified_tier,
         )
-        self._global_bucket: TokenBucket | None = None
+        self._limits: Limits = limits or LocalLimits()
+        self._global_bucket: Bucket | None = None
         if policy.global_bandwidth_limit is not None:
-            self._global_bucket = bandwidth_bucket(policy.global_bandwidth_limit, policy.bandwidth_burst, now)
+            self._global_bucket = self._limits.bandwidth(policy.global_bandwidth_limit, policy.bandwidth_burst, now)
         self.table = AllocationTable(
             max_allocations=policy.max_allocations, allocation_timeout=policy.allocation_timeout,
             wait_timeout=policy.wait_timeout, idle_timeout=policy.idle_timeout, bandwidth_burst=policy.bandwidth_burst,
-            global_bucket=self._global_bucket, counters=self.counters, events=self,
+            global_bucket=self._global_bucket, counters=self.counters, events=self, places=self._limits.places,
         )
         self.channels: dict[bytes, Channel] = {}
         """By their ids; at most one for each allocation."""
@@ -127,24 +145,41 @@ class Relay:
             features |= HelloFeature.CHANNELS
         return Hello(self.policy.relay_id, nonce, features)
 
-    def allocate(self, session: Session, request: Allocate, challenge: Challenge, now: float, wall: float) -> Allocated:
+    def allocate(
+        self, session: Session, request: Allocate, challenge: Challenge, now: float, wall: float
+    ) -> Allocated | Redirect:
         """Bind ``session`` to the allocation it asks for, made if need be; ``Refused`` otherwise, and nothing changed.
 
-        What is refused counts against the source's ``allocation_rate``, like what is made (R6.1); a relay that drains, or a
-        device that is still awaited, is nobody's mistake.
+        An allocation that is another worker's is for that one to judge: a REDIRECT says where it is, nothing changes and nothing
+        counts. What is refused counts against the source's ``allocation_rate``, like what is made (R6.1); a relay that drains, or
+        a device that is still awaited, is nobody's mistake.
         """
         if self.draining:
             raise Refused(ErrorCode.DRAINING, "the relay is about to stop")
         try:
             grant = self._authoriser.allocate(request, challenge, wall)
-            return self._grant(session, request, grant, now, wall)
+            return self._redirect(session, request) or self._grant(session, request, grant, now, wall)
         except Refused as refusal:
             source = numeric(session.link.remote.host)
             if refusal.code is ErrorCode.DEVICE_UNKNOWN and refusal.retry_after:
+                elsewhere = self._redirect(session, request)  # the worker that has the allocation may know the device
+                if elsewhere is not None:
+                    return elsewhere
                 self.admission.joining(source, now)
             elif refusal.limit is None:
                 self.admission.failed(source, now)
             raise
+
+    def _redirect(self, session: Session, request: Allocate) -> Redirect | None:
+        announced = self._announced(session.link.local)
+        answer = redirect(self.share, self.policy.worker_port_base, announced, request.allocation_id)
+        if answer is not None:
+            self.counters.redirected += 1
+            self._observer.event(
+                "session.redirected", **session.ids, remote=str(session.link.remote), address=str(answer.addresses[0]),
+                allocation=request.allocation_id.hex(),
+            )
+        return answer
 
     def _grant(self, session: Session, request: Allocate, grant: Grant, now: float, wall: float) -> Allocated:
         source = numeric(session.link.remote.host)
@@ -329,6 +364,7 @@ class Relay:
         for allocation, reason in self.table.expired(now, wall):
             self.end(allocation, reason, now, wall)
         self.settle(now, wall)
+        self._limits.rest(now)
         self.reporting = {session for session in self.reporting if self._report(session, now)}
 
     def settle(self, now: float, wall: float) -> None:
@@ -413,7 +449,7 @@ class Relay:
         ))
         limit, burst = policy.global_bandwidth_limit, policy.bandwidth_burst
         if limit is None or self._global_bucket is None:
-            self._global_bucket = bandwidth_bucket(limit, burst, now) if limit is not None else None
+            self._global_bucket = self._limits.bandwidth(limit, burst, now) if limit is not None else None
         else:
             self._global_bucket.set_rate(limit, bandwidth_burst(limit, burst), now)
         self.table.reconfigure(

@@ -9,7 +9,10 @@ that is shared. A session never touches another one directly: it asks the relay,
 Its states::
 
     greeting --handshake--> choosing --ALLOCATE granted--> bound --> closed
+                                     --ALLOCATE belongs elsewhere--> redirected --> closed
         (any of them) --protocol error, refusal, loss--> closed
+
+A session that was redirected is over but for the client's close: it can do nothing more, and is closed when it stays.
 
 Rules: a fatal error is a close code, sent once (``_fail``); what is refused while the session lives is an ERROR capsule. Control
 input is not decoded while more than ``MAX_CONTROL_OUTPUT`` bytes of control output wait: what was not decoded is not credited,
@@ -37,6 +40,7 @@ from zrc_relay.core.wire import (
     ListRelays,
     Notice,
     OpenChannel,
+    Redirect,
     Refresh,
     Release,
     Released,
@@ -51,6 +55,8 @@ if TYPE_CHECKING:
 
 ALLOCATE_TIMEOUT: Final = 10.0
 """Seconds from the handshake within which ALLOCATE must come (PROTOCOL §4)."""
+LEAVE_TIMEOUT: Final = 5.0
+"""Seconds from a REDIRECT within which the client should have closed: many round trips; the connection is all that is kept."""
 MAX_CONTROL_OUTPUT: Final = 16 * 1024
 """Unsent control bytes above which no further control input is read (PROTOCOL §2)."""
 READ_TIMEOUT: Final = 10.0
@@ -69,6 +75,7 @@ class SessionState(Enum):
     GREETING = "greeting"
     CHOOSING = "choosing"
     BOUND = "bound"
+    REDIRECTED = "redirected"
     CLOSED = "closed"
 
 
@@ -78,15 +85,18 @@ class SessionChange(Enum):
 
     HANDSHAKE = "handshake"
     GRANTED = "granted"
+    REDIRECT = "redirect"
     CLOSE = "close"
 
 
 SESSION_TRANSITIONS: Final[Mapping[tuple[SessionState, SessionChange], SessionState]] = {
     (SessionState.GREETING, SessionChange.HANDSHAKE): SessionState.CHOOSING,
     (SessionState.CHOOSING, SessionChange.GRANTED): SessionState.BOUND,
+    (SessionState.CHOOSING, SessionChange.REDIRECT): SessionState.REDIRECTED,
     (SessionState.GREETING, SessionChange.CLOSE): SessionState.CLOSED,
     (SessionState.CHOOSING, SessionChange.CLOSE): SessionState.CLOSED,
     (SessionState.BOUND, SessionChange.CLOSE): SessionState.CLOSED,
+    (SessionState.REDIRECTED, SessionChange.CLOSE): SessionState.CLOSED,
 }
 
 
@@ -173,7 +183,8 @@ class Session:
         self.role = Role.DEVICE
         self.allocation: Allocation | None = None
         self.last_heard = now
-        self._allocate_by: float | None = None
+        self._act_by: float | None = None
+        """Until when the client must ask for its allocation, or leave once it was redirected."""
         self._read_by: float | None = None
         self._decoder = CapsuleDecoder(CLIENT_CAPSULES)
         self._capsules: deque[float] = deque(maxlen=CAPSULES_PER_SECOND)
@@ -191,7 +202,7 @@ class Session:
     def handshake_completed(self, now: float) -> None:
         """The handshake is complete: ALLOCATE is expected from here."""
         self._change(SessionChange.HANDSHAKE)
-        self._allocate_by = now + ALLOCATE_TIMEOUT
+        self._act_by = now + ALLOCATE_TIMEOUT
 
     def control_received(self, data: bytes, now: float, wall: float) -> None:
         """Bytes of stream 0 in order. What is not decoded yet counts as ``control_pending``."""
@@ -231,9 +242,9 @@ class Session:
     @property
     def deadline(self) -> float | None:
         """When ``timed_out`` wants to be called, monotonic seconds."""
-        if self._allocate_by is None or self._read_by is None:
-            return self._allocate_by or self._read_by
-        return min(self._allocate_by, self._read_by)
+        if self._act_by is None or self._read_by is None:
+            return self._act_by or self._read_by
+        return min(self._act_by, self._read_by)
 
     def _watch_backlog(self, now: float) -> None:
         """See that a client that asks, and does not read the answers, does not wait for ever."""
@@ -268,7 +279,7 @@ class Session:
     @property
     def is_established(self) -> bool:
         """Whether the handshake is complete and the session not over."""
-        return self.state in (SessionState.CHOOSING, SessionState.BOUND)
+        return self.state not in (SessionState.GREETING, SessionState.CLOSED)
 
     def refuse(self, refusal: Refused, now: float, wall: float) -> None:
         """What the client is, or does, is not granted: close with the code that says why."""
@@ -302,10 +313,12 @@ class Session:
             self._read_by = None
             if self.link.control_backlog > MAX_CONTROL_OUTPUT:
                 self._fail(ErrorCode.RATE_LIMITED, UNREAD, now, wall)
-        if self._allocate_by is not None and now >= self._allocate_by:
-            self._allocate_by = None
+        if self._act_by is not None and now >= self._act_by:
+            self._act_by = None
             if self.state is SessionState.CHOOSING:
                 self._fail(ErrorCode.ALLOCATE_TIMEOUT, "no ALLOCATE within 10 s of the handshake", now, wall)
+            elif self.state is SessionState.REDIRECTED:
+                self.shut(ErrorCode.NO_ERROR, "redirected")
 
     def lost(self, now: float, wall: float) -> None:
         """The connection is gone, for whatever reason. Safe to call more than once."""
@@ -405,7 +418,7 @@ class Session:
     def _handle(self, capsule: Capsule | Unknown, now: float, wall: float) -> None:
         match capsule:
             case Allocate():
-                if self.state is SessionState.BOUND:
+                if self.state in (SessionState.BOUND, SessionState.REDIRECTED):
                     raise WireError(ErrorCode.PROTOCOL_ERROR, "ALLOCATE came twice")
                 self._allocate(capsule, now, wall)
             case ListRelays():
@@ -426,7 +439,12 @@ class Session:
     def _allocate(self, request: Allocate, now: float, wall: float) -> None:
         challenge = Challenge(self._relay.policy.relay_id, self.link.certificate_sha256, self._nonce)
         answer = self._relay.allocate(self, request, challenge, now, wall)
-        self._allocate_by = None
+        if isinstance(answer, Redirect):
+            self._act_by = now + LEAVE_TIMEOUT
+            self._change(SessionChange.REDIRECT)
+            self.send(answer.encode())
+            return
+        self._act_by = None
         self._change(SessionChange.GRANTED)
         self.send(answer.encode())
         self._relay.announce(self)

@@ -30,7 +30,7 @@ _IPV6_MARK: Final = 1 << IPV6_SOURCE_BITS
 """Set in the key of every IPv6 source, so that ``::/64`` is not ``0.0.0.0``."""
 _MAPPED: Final = 0xFFFF
 """What stands above the last 32 bits of an IPv4-mapped address (RFC 4291 §2.5.5.2)."""
-_ROUNDING: Final = 1e-6
+ROUNDING: Final = 1e-6
 """Seconds that sums of floats may be off: a source that waits exactly as long as it was told is in time."""
 
 Numeric = tuple[int, int]
@@ -82,7 +82,7 @@ class SourceLimiter:
         arrivals = self._arrivals
         arrival = arrivals.get(source)
         arrival = (now if arrival is None or arrival < now else arrival) + interval
-        if arrival - now > self._period + _ROUNDING:
+        if arrival - now > self._period + ROUNDING:
             arrivals.move_to_end(source)
             return False
         arrivals[source] = arrival
@@ -114,4 +114,4 @@ class SourceLimiter:
         if arrival is None:
             return 0.0
         missing = arrival + self._interval - now - self._period
-        return missing if missing > _ROUNDING else 0.0
+        return missing if missing > ROUNDING else 0.0

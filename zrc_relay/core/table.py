@@ -7,6 +7,9 @@ its byte count goes on if it comes back, and if it ended for good (quota, admini
 the end"). Tombstones are bounded per device, the oldest first out: a device that floods its own memory only forgets its own
 allocations. Devices that nobody has pinned can be made up at will, so theirs are also bounded all together.
 
+Room is counted by ``limits.Places``, together with other processes if there are any: a place is taken in one step, and given back
+when nothing comes of it.
+
 Expiry and absence are two ``Deadlines`` (wall and monotonic clock) looked at by one sweep, so ten thousand allocations need no
 timer each.
 """
@@ -24,6 +27,7 @@ from zrc_relay.core.codes import ErrorCode, Role, TerminationReason
 from zrc_relay.core.counters import Counters
 from zrc_relay.core.deadlines import Deadlines
 from zrc_relay.core.limiter import TokenBucket
+from zrc_relay.core.limits import Bucket, Lack, LocalPlaces, Places
 from zrc_relay.core.tiers import Tier
 from zrc_relay.core.token import RelayToken
 
@@ -60,10 +64,12 @@ class AllocationTable:
         wait_timeout: float,
         idle_timeout: float,
         bandwidth_burst: float,
-        global_bucket: TokenBucket | None,
+        global_bucket: Bucket | None,
         counters: Counters,
         events: Events,
+        places: Places | None = None,
     ) -> None:
+        self._places: Places = places if places is not None else LocalPlaces()
         self._max_allocations = max_allocations
         self._allocation_timeout = allocation_timeout
         self._wait_timeout = wait_timeout
@@ -73,7 +79,6 @@ class AllocationTable:
         self._counters = counters
         self._events = events
         self._live: dict[AllocationKey, Allocation] = {}
-        self._per_device: dict[bytes, int] = {}
         self._tombstones: dict[bytes, OrderedDict[bytes, Tombstone]] = {}
         self._unpinned: OrderedDict[AllocationKey, None] = OrderedDict()
         self._expiry: Deadlines[Allocation] = Deadlines()
@@ -88,7 +93,7 @@ class AllocationTable:
         wait_timeout: float,
         idle_timeout: float,
         bandwidth_burst: float,
-        global_bucket: TokenBucket | None,
+        global_bucket: Bucket | None,
     ) -> None:
         """Use other settings. The buckets of live allocations follow at once; ``absence_changed`` is for the caller to call.
 
@@ -124,32 +129,53 @@ class AllocationTable:
     @property
     def load(self) -> int:
         """How full the relay is, 0 to 100."""
-        return min(100, 100 * len(self._live) // self._max_allocations)
+        return min(100, 100 * len(self._places) // self._max_allocations)
 
     def check_room(self, token: RelayToken, tier: Tier, wall: float) -> None:
         """``Refused`` when the allocation of ``token`` cannot be made.
 
         TERMINATED or QUOTA_EXCEEDED when it ended for good before, CAPACITY when relay or device hold too many.
         """
-        key = (token.device_id, token.allocation_id)
-        tombstone = self.tombstone(key, wall)
+        self._check_ended(token, wall)
+        self._check_lack(self._places.lack(token.device_id, self._max_allocations, tier.max_allocations))
+
+    def _check_ended(self, token: RelayToken, wall: float) -> None:
+        tombstone = self.tombstone((token.device_id, token.allocation_id), wall)
         if tombstone is not None and tombstone.code is not None:
             raise Refused(tombstone.code, "this allocation has ended and stays ended until its token expires")
-        if len(self._live) >= self._max_allocations:
-            raise Refused(ErrorCode.CAPACITY, "the relay is full", retry_after=5)
-        held = self._per_device.get(token.device_id, 0)
-        if tier.max_allocations is not None and held >= tier.max_allocations:
-            raise Refused(ErrorCode.CAPACITY, f"the device holds {held} allocations already", retry_after=5)
+
+    @staticmethod
+    def _check_lack(lack: Lack | None) -> None:
+        if lack is not None:
+            reason = f"the device holds {lack.held} allocations already" if lack.is_of_device else "the relay is full"
+            raise Refused(ErrorCode.CAPACITY, reason, retry_after=5)
 
     def holds(self, device_id: bytes) -> bool:
-        """Whether a device has an allocation."""
-        return device_id in self._per_device
+        """Whether a device has an allocation in this process."""
+        return self._places.holds(device_id)
 
     def create(self, token: RelayToken, tier: Tier, *, now: float, wall: float, pinned: bool = True) -> Allocation:
         """Make the allocation of ``token``, by a device that is ``pinned`` or not; ``Refused`` as ``check_room`` says."""
-        self.check_room(token, tier, wall)
-        key = (token.device_id, token.allocation_id)
-        tombstone = self.tombstone(key, wall)
+        self._check_ended(token, wall)
+        self._check_lack(self._places.take(token.device_id, self._max_allocations, tier.max_allocations))
+        try:
+            allocation = self._make(token, tier, now, wall)
+        except BaseException:
+            self._places.leave(token.device_id)
+            raise
+        key = allocation.key
+        self._forget(key)  # also what is over and was not swept yet: the wall clock may be set back
+        self._live[key] = allocation
+        allocation.enter()
+        allocation.is_pinned = pinned
+        self._counters.allocations_created += 1
+        self.accept_token(allocation, wall)
+        self.absence_changed(allocation)
+        return allocation
+
+    def _make(self, token: RelayToken, tier: Tier, now: float, wall: float) -> Allocation:
+        """The allocation of ``token``, going on from what is remembered of it."""
+        tombstone = self.tombstone((token.device_id, token.allocation_id), wall)
         allocation = Allocation(
             token, tier,
             now=now, burst_seconds=self._bandwidth_burst, global_bucket=self._global_bucket,
@@ -162,14 +188,6 @@ class AllocationTable:
             allocation.resume_bandwidth(tombstone.bucket, now)
             for role in tombstone.proven:
                 allocation.sides[role].proven = True
-        self._forget(key)  # also what is over and was not swept yet: the wall clock may be set back
-        self._live[key] = allocation
-        allocation.enter()
-        allocation.is_pinned = pinned
-        self._per_device[token.device_id] = self._per_device.get(token.device_id, 0) + 1
-        self._counters.allocations_created += 1
-        self.accept_token(allocation, wall)
-        self.absence_changed(allocation)
         return allocation
 
     def check_refresh(self, allocation: Allocation, token: RelayToken, tier: Tier) -> None:
@@ -202,11 +220,7 @@ class AllocationTable:
         self._expiry.set(allocation, None)
         self._absence.set(allocation, None)
         device_id, allocation_id = key
-        held = self._per_device[device_id] - 1
-        if held:
-            self._per_device[device_id] = held
-        else:
-            del self._per_device[device_id]
+        self._places.leave(device_id)
         until = max(allocation.token.expires_at, allocation.remembered_until)
         if until <= wall:
             return

@@ -35,10 +35,22 @@ _WARN, _ERROR, _BUG, _DEBUG = LogLevel.WARN, LogLevel.ERROR, LogLevel.CRITICAL, 
 
 EVENTS: Final[Mapping[str, LogEvent]] = MappingProxyType({
     "relay.ready": LogEvent("The relay serves.", ("relay_id",)),
-    "relay.draining": LogEvent("Nobody new is let in; the relay waits for those who are there.", ("allocations", "timeout")),
+    "relay.draining": LogEvent("Nobody new is let in; the relay waits for those who are there.", ("timeout",)),
     "relay.stopped": LogEvent("Every connection is closed."),
     "listen.udp": LogEvent("A UDP socket is bound.", ("address",)),
     "listen.ipv4_only": LogEvent("The host has no IPv6; `::` is passed over.", (), _WARN),
+    "workers.no_steering": LogEvent(
+        "The kernel takes no program that chooses a worker for each packet, so there is one worker only.", ("problem",), _WARN),
+    "worker.ready": LogEvent("A worker forwards.", ("worker", "pid", "seconds")),
+    "worker.gone": LogEvent("A worker has ended, and will be replaced.", ("worker", "pid", "reason", "seconds", "delay"), _ERROR),
+    "worker.spare_gone": LogEvent(
+        "The process that waits to take a worker's place has ended; another one is started.", ("reason", "delay"), _WARN),
+    "worker.killed": LogEvent("A worker that does not do its work was killed.", ("worker", "pid", "problem"), _ERROR),
+    "worker.output": LogEvent(
+        "A worker wrote to its standard error, which it does when it cannot log.", ("worker", "text"), _ERROR),
+    "worker.line": LogEvent("A line of a worker's log, where the log is not the relay's own.", ("text",)),
+    "worker.untold": LogEvent("What a worker told could not be kept; this is an error of the program.", ("worker",), _BUG),
+    "worker.lost_words": LogEvent("A worker had more events to tell than could wait.", ("worker", "lost"), _WARN),
     "listen.http": LogEvent("An HTTP endpoint is bound.", ("service", "endpoint")),
     "signal.drain": LogEvent("A signal asks the relay to stop in peace.", ("signal",)),
     "signal.stop": LogEvent("The same signal again: the relay stops at once.", ("signal",)),
@@ -56,6 +68,9 @@ EVENTS: Final[Mapping[str, LogEvent]] = MappingProxyType({
         "A connection joined its allocation.", (*_ALLOCATION, "role", "connection", "remote", "claimed")),
     "session.lost": LogEvent("A connection left its allocation, or is gone.", (*_ALLOCATION, "role", "connection")),
     "session.moved": LogEvent("A client's packets come from another address.", ("connection", *_ALLOCATION, "remote")),
+    "session.redirected": LogEvent(
+        "A client came to a worker that does not have its allocation, and was told where to go.",
+        ("connection", "allocation", "remote", "address")),
     "session.refused": LogEvent("A client was refused something, or broke the protocol.", _REFUSED),
     "connection.failed": LogEvent(
         "The processing of a connection failed: an error in the relay; the connection is closed.",
@@ -78,7 +93,7 @@ EVENTS: Final[Mapping[str, LogEvent]] = MappingProxyType({
     "reload.done": LogEvent("Settings, keys, lists and the certificate were read again.", ("changed", "not_reloadable", "ended")),
     "reload.restart_needed": LogEvent("A setting was changed that only a restart puts in force.", ("setting",), _WARN),
     "reload.failed": LogEvent("A reload could not be finished: an error in the relay.", (), _BUG),
-    "reload.refused": LogEvent("Nothing was changed, for this reason; one line for each.", ("problem",), _ERROR),
+    "reload.refused": LogEvent("Nothing was changed, for this reason; one line for each.", ("problem",), _BUG),
 
     "qlog.requested": LogEvent("The next connection of an allocation will be recorded.", _ALLOCATION),
     "qlog.started": LogEvent("A connection is being recorded.", ("connection", *_ALLOCATION)),
@@ -112,9 +127,8 @@ EVENTS: Final[Mapping[str, LogEvent]] = MappingProxyType({
 
 FIELDS: Final[Mapping[str, str]] = MappingProxyType({
     "action": "What was asked for: an operation of the admin endpoint.",
-    "address": "Address and port that are listened on.",
+    "address": "Address and port that are listened on, or that a client was sent to.",
     "allocation": "Id of the allocation, in hexadecimal; together with `device` it is unique.",
-    "allocations": "How many allocations there are.",
     "bandwidth_limit": "The limit in force, in bytes per second; absent for none.",
     "bytes_transferred": "What it has carried, in bytes, earlier lives included.",
     "cause": "What was done about it, in one word.",
@@ -126,6 +140,7 @@ FIELDS: Final[Mapping[str, str]] = MappingProxyType({
     "connections": "The connections that are closed.",
     "count": "How many.",
     "decisions": "How many decisions there are.",
+    "delay": "Seconds until its successor is started.",
     "device": "Id of the device, in hexadecimal.",
     "ended": "How many allocations ended because their device's key is gone.",
     "endpoint": "Where is listened.",
@@ -133,8 +148,10 @@ FIELDS: Final[Mapping[str, str]] = MappingProxyType({
     "events": "How many events were recorded.",
     "expires_at": "When the token in force expires, in Unix seconds.",
     "failures": "How many attempts, or lines, were lost.",
+    "lost": "How many things.",
     "not_reloadable": "The settings that have other values in their sources and need a restart.",
     "path": "A file, or what a request asked for.",
+    "pid": "The process.",
     "port": "UDP port of the source.",
     "problem": "What is wrong, in one line.",
     "quota": "The quota in force, in bytes; absent for none.",
@@ -143,18 +160,20 @@ FIELDS: Final[Mapping[str, str]] = MappingProxyType({
     "relay_id": "Id of the relay, in hexadecimal.",
     "remote": "Address and port of the client, validated.",
     "role": "`device` or `peer`.",
-    "seconds": "How long it lived.",
+    "seconds": "How long it lived, or took to start.",
     "sender": "IP address of the sender.",
     "service": "Which one.",
     "setting": "Name of a setting.",
     "signal": "Name of the signal.",
     "source": "IP address of the source.",
     "task": "Name of the task.",
+    "text": "What it wrote.",
     "tier": "Name of the tier; empty for a device without one.",
     "timeout": "Seconds.",
     "to": "IP address of the receiver.",
     "validated": "Whether the source has shown that it receives what is sent to its address.",
     "what": "Which external system.",
+    "worker": "Which worker.",
 })
 """What the fields mean."""
 

@@ -40,10 +40,11 @@ class LogSettings:
 
 @implementer(ILogObserver)
 class RelayLog:
-    """See the module's docstring. ``now`` gives monotonic seconds."""
+    """See the module's docstring. ``now`` gives monotonic seconds; lines of a ``worker`` say which one it is."""
 
-    def __init__(self, output: Output, settings: LogSettings, now: Callable[[], float]) -> None:
+    def __init__(self, output: Output, settings: LogSettings, now: Callable[[], float], *, worker: int | None = None) -> None:
         self._output = output
+        self._worker = worker
         self._throttle = Throttle(now)
         self.failures = 0
         """Lines that could not be made: errors of our own."""
@@ -57,7 +58,13 @@ class RelayLog:
         form = settings.form
         if form is LogFormat.AUTO:
             form = LogFormat.TEXT if self._output.is_terminal else LogFormat.JSON
+        self.form = form
+        """That of the lines: text or JSON."""
         self._levels, self._line = levels, text_line if form is LogFormat.TEXT else json_line
+
+    def write(self, line: str, level: LogLevel) -> None:
+        """Write a line that was made elsewhere, by the same rules."""
+        self._output.write(line, level)
 
     def reopen(self) -> None:
         """Go on in a new file, after the old one was renamed."""
@@ -75,7 +82,7 @@ class RelayLog:
             if suppressed is None:
                 return
             level = event.get("log_level")
-            self._output.write(self._line(event, suppressed), _LEVELS[level.name] if level is not None else LogLevel.INFO)
+            self._output.write(self._line(event, suppressed, self._worker), _LEVELS[level.name] if level is not None else LogLevel.INFO)
         except Exception as error:
             self.failures += 1
             lost = f'{{"level":"error","event":"other","message":"a line was lost: {type(error).__name__}"}}'

@@ -35,6 +35,7 @@ gives twistd a `--logger` of their own replaces all of this.
 | `namespace` | Where in the program it comes from; what `[log_levels]` goes by. |
 | `event` | The kind of line, from the table below. It and the fields are what programs may rely on; sentences may change. |
 | `message` | The line as a sentence, where the fields do not say everything. |
+| `worker` | Which of the workers says it, where there are several processes. |
 | `suppressed` | How many lines of this kind were not written before this one, being too many. |
 | `traceback` | Where an error in the relay happened. |
 

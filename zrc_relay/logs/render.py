@@ -28,6 +28,7 @@ MAX_TRACEBACK: Final = 8000
 MAX_ITEMS: Final = 100
 """Longest list in a field."""
 SUPPRESSED: Final = "suppressed"
+WORKER: Final = "worker"
 _BYTES: Final = re.compile(r"""\b(?:b|bytearray\(b)(['"])(?:\\.?|(?!\1)[^\\])*\1?""", re.DOTALL)
 _LONG: Final = re.compile(r"[0-9a-zA-Z_-]{64,}")
 """A key in hexadecimal has 64 digits, a token in base64 has 240 letters; ids have 32, connection ids at most 40."""
@@ -44,10 +45,12 @@ def event_name(event: Event) -> str:
     return name if isinstance(name, str) and name in EVENTS else OTHER
 
 
-def json_line(event: Event, suppressed: int = 0) -> str:
-    """``event`` as a JSON object. ``suppressed``: how many of its kind were not written before it."""
+def json_line(event: Event, suppressed: int = 0, worker: int | None = None) -> str:
+    """``event`` as a JSON object, with the ``worker`` that says it. ``suppressed``: how many of its kind were not written before."""
     name = event_name(event)
     line: dict[str, object] = {**_head(event), "event": name}
+    if worker is not None:
+        line[WORKER] = worker
     if not _is_list_of_fields(event) and "record" not in event:
         line["message"] = _message(event)
     line.update(_fields(name, event))
@@ -60,7 +63,7 @@ def json_line(event: Event, suppressed: int = 0) -> str:
     return json.dumps(line, separators=(",", ":"))
 
 
-def text_line(event: Event, suppressed: int = 0) -> str:
+def text_line(event: Event, suppressed: int = 0, worker: int | None = None) -> str:
     """``event`` for people: one line, and a traceback indented below it."""
     name, head = event_name(event), _head(event)
     spoken = str(event.get("log_format") or "")
@@ -70,6 +73,8 @@ def text_line(event: Event, suppressed: int = 0) -> str:
         words = [_message(event)]
         fields = {key: value for key, value in _fields(name, event).items() if f"{{{key}}}" not in spoken and key != "record"}
     suppressed += _carried(event)
+    if worker is not None:
+        fields[WORKER] = worker
     if suppressed:
         fields[SUPPRESSED] = suppressed
     words += [f"{key}={_as_word(value)}" for key, value in fields.items()]

@@ -30,7 +30,7 @@ from zrc_relay.core.admission import TABLES
 from zrc_relay.core.codes import DropCause, ErrorCode, TerminationReason
 from zrc_relay.core.counters import LARGEST_BATCH, LARGEST_TRAIN, Handshake, InputDrop, Limit, StreamReset
 from zrc_relay.core.histogram import Sizes
-from zrc_relay.metrics.local import TROUBLES, Local
+from zrc_relay.metrics.local import TROUBLES, Front, Local
 from zrc_relay.metrics.snapshot import Buckets, Merge, Snapshot, Values
 
 K = TypeVar("K", bound=Enum)
@@ -50,7 +50,10 @@ class Kind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One row. ``label`` is empty for a metric without one; ``labels`` are all values that the label can have."""
+    """One row. ``label`` is empty for a metric without one; ``labels`` are all values that the label can have.
+
+    ``front`` reads what a process has to say where nothing is forwarded; None when that is nothing.
+    """
 
     name: str
     kind: Kind
@@ -59,6 +62,7 @@ class Metric:
     label: str = ""
     labels: tuple[str, ...] = ("",)
     merge: Merge = Merge.SUM
+    front: Callable[[Front], Any] | None = None
 
 
 class _Distribution(Protocol):
@@ -86,8 +90,25 @@ def _gauge(name: str, help_: str, read: Callable[[Local], float], *, merge: Merg
     return Metric(PREFIX + name, Kind.GAUGE, help_, read, merge=merge)
 
 
-def _gauges(name: str, help_: str, read: Callable[[Local], Values], label: str, labels: Iterable[str]) -> Metric:
-    return Metric(PREFIX + name, Kind.GAUGE, help_, read, label, tuple(labels))
+def _gauges(
+    name: str, help_: str, read: Callable[[Local], Values], label: str, labels: Iterable[str], *, merge: Merge = Merge.SUM
+) -> Metric:
+    return Metric(PREFIX + name, Kind.GAUGE, help_, read, label, tuple(labels), merge)
+
+
+def _of_front(
+    name: str, kind: Kind, help_: str, read: Callable[[Front], float], *, merge: Merge = Merge.SUM
+) -> Metric:
+    """A number that every process of the relay has, also one in which nothing is forwarded."""
+    return Metric(PREFIX + name, kind, help_, read, merge=merge, front=read)
+
+
+def _labelled_of_front(
+    name: str, kind: Kind, help_: str, read: Callable[[Front], Values], *, label: str, labels: Iterable[str],
+    merge: Merge = Merge.SUM,
+) -> Metric:
+    """The same with a label."""
+    return Metric(PREFIX + name, kind, help_, read, label, tuple(labels), merge, read)
 
 
 def _histogram(name: str, help_: str, read: Callable[[Local], Buckets]) -> Metric:
@@ -123,9 +144,9 @@ _FINISHED: Final = tuple(outcome for outcome in Handshake if outcome is not Hand
 _EXTERNAL: Final = ("bouncer", "webhook")
 
 
-def _external(local: Local, attribute: str) -> Values:
+def _external(front: Front, attribute: str) -> Values:
     """An attribute of each system outside; 0 for one that is not configured, and for a moment that never was."""
-    return {name: getattr(getattr(local, name), attribute, None) or 0 for name in _EXTERNAL}
+    return {name: getattr(getattr(front, name), attribute, None) or 0 for name in _EXTERNAL}
 
 
 def _ended(local: Local) -> Values:
@@ -133,9 +154,13 @@ def _ended(local: Local) -> Values:
 
 
 def _errors(local: Local) -> Values:
-    troubles = local.troubles()
+    return {**_front_errors(local), "session": local.relay.counters.session_errors}
+
+
+def _front_errors(front: Front) -> Values:
+    troubles = front.troubles()
     return {
-        "session": local.relay.counters.session_errors,
+        "session": 0,
         **{name: sum(task.failures for task in troubles.get(name, ())) for name in TROUBLES},
     }
 
@@ -147,22 +172,30 @@ _BUILD: Final[Mapping[str, str]] = MappingProxyType({
 SERVICE: Final = (
     Metric(
         f"{PREFIX}build_info", Kind.INFO, "Versions of the program and of what it is built on.",
-        lambda _: _BUILD,
+        lambda _: _BUILD, front=lambda _: _BUILD,
     ),
-    _gauge(
-        "ready", "1 when the relay takes new allocations, 0 when it starts or drains.",
-        lambda local: float(local.is_ready()), merge=Merge.SMALLEST),
-    _gauge(
-        "draining", "1 when the relay is about to stop.", lambda local: float(local.relay.draining), merge=Merge.LARGEST),
-    _gauge(
-        "certificate_expiry_timestamp_seconds", "When the certificate that new connections see expires, in Unix time.",
-        lambda local: local.certificate_expires(), merge=Merge.SMALLEST),
-    _counters(
-        "errors", "Errors of the relay's own: what went wrong in one session, a background task, a log file, the state on disk.",
-        _errors, "where", ("session", *TROUBLES)),
-    _counters(
-        "reloads", "Times the settings were read again: done, or refused because something was wrong with them.",
-        lambda local: {"done": local.reloads.done, "refused": local.reloads.refused}, "outcome", ("done", "refused")),
+    _of_front(
+        "ready", Kind.GAUGE, "1 when the relay takes new allocations, 0 when it starts or drains.",
+        lambda front: float(front.is_ready()), merge=Merge.SMALLEST),
+    _of_front(
+        "draining", Kind.GAUGE, "1 when the relay is about to stop.",
+        lambda front: float(front.is_draining()), merge=Merge.LARGEST),
+    _of_front(
+        "certificate_expiry_timestamp_seconds", Kind.GAUGE,
+        "When the certificate that new connections see expires, in Unix time.",
+        lambda front: front.certificate_expires(), merge=Merge.SMALLEST),
+    Metric(
+        f"{PREFIX}errors_total", Kind.COUNTER,
+        "Errors of the relay's own: what went wrong in one session, a background task, a log file, the state on disk.",
+        _errors, "where", ("session", *TROUBLES), front=_front_errors),
+    _labelled_of_front(
+        "reloads_total", Kind.COUNTER,
+        "Times the settings were read again: done, or refused because something was wrong with them.",
+        lambda front: {"done": front.reloads.done, "refused": front.reloads.refused},
+        label="outcome", labels=("done", "refused")),
+    _gauge("workers", "Processes that forward.", lambda _: 1),
+    _of_front(
+        "worker_restarts_total", Kind.COUNTER, "Times a process that forwards was replaced.", lambda front: front.restarts()),
 )
 
 ALLOCATIONS: Final = (
@@ -176,6 +209,9 @@ ALLOCATIONS: Final = (
         merge=Merge.LARGEST),
     _counter("allocations", "Allocations that were created.", lambda local: local.relay.counters.allocations_created),
     _counter("joins", "Connections that were bound to an allocation.", lambda local: local.relay.counters.allocations_joined),
+    _counter(
+        "redirects", "Clients that were sent to the worker that has their allocation.",
+        lambda local: local.relay.counters.redirected),
     _counters("allocations_ended", "Allocations that ended, by reason.", _ended, "reason", _names(TerminationReason)),
     _histogram(
         "allocation_duration_seconds", "How long the allocations that have ended had lived.",
@@ -299,9 +335,10 @@ ADMISSION: Final = (
     _counter("stun_answers", "STUN requests that were answered.", lambda local: local.relay.counters.stun_answered),
     _gauges(
         "sources", "Sources that each table of limits remembers.",
-        lambda local: dict(local.relay.admission.tables), "table", TABLES),
-    _gauge(
-        "access_entries", "Networks on the lists of allowed and blocked ones.", lambda local: len(local.relay.admission.lists)),
+        lambda local: dict(local.relay.admission.tables), "table", TABLES, merge=Merge.LARGEST),  # they share one
+    _of_front(
+        "access_entries", Kind.GAUGE, "Networks on the lists of allowed and blocked ones.",
+        lambda front: front.entries(), merge=Merge.LARGEST),  # every process has the same
     _counter(
         "token_cache_hits", "Tokens whose signature was known to be right.",
         lambda local: local.relay.counters.token_cache_hits),
@@ -310,27 +347,28 @@ ADMISSION: Final = (
         lambda local: local.relay.counters.token_cache_misses),
     _counter(
         "tokens_refreshed", "Tokens that took the place of an older one.", lambda local: local.relay.counters.tokens_refreshed),
-    _counters(
-        "external_failures", "Requests to systems outside that failed.",
-        lambda local: _external(local, "failures"), "system", _EXTERNAL),
-    _gauges(
-        "external_last_success_timestamp_seconds", "When an exchange last went well, in Unix time; 0 before the first.",
-        lambda local: _external(local, "last_success"), "system", _EXTERNAL),
-    _counters(
-        "external_rejected", "What systems outside said that was not understood or not done.",
-        lambda local: _external(local, "rejected"), "system", _EXTERNAL),
-    _gauge(
-        "bouncer_decisions", "Decisions of the bouncer's engine that are in force.",
-        lambda local: local.bouncer.decisions if local.bouncer else 0),
-    _gauge(
-        "webhook_queued_events", "Security events that wait for the webhook.",
-        lambda local: local.webhook.queued if local.webhook else 0),
-    _counter(
-        "webhook_dropped_events", "Security events that the webhook will never hear of.",
-        lambda local: local.webhook.dropped if local.webhook else 0),
-    _counter(
-        "webhook_blocks", "Sources that were blocked because the webhook's answer named them.",
-        lambda local: local.webhook.blocked if local.webhook else 0),
+    _labelled_of_front(
+        "external_failures_total", Kind.COUNTER, "Requests to systems outside that failed.",
+        lambda front: _external(front, "failures"), label="system", labels=_EXTERNAL),
+    _labelled_of_front(
+        "external_last_success_timestamp_seconds", Kind.GAUGE,
+        "When an exchange last went well, in Unix time; 0 before the first.",
+        lambda front: _external(front, "last_success"), label="system", labels=_EXTERNAL, merge=Merge.LARGEST),
+    _labelled_of_front(
+        "external_rejected_total", Kind.COUNTER, "What systems outside said that was not understood or not done.",
+        lambda front: _external(front, "rejected"), label="system", labels=_EXTERNAL),
+    _of_front(
+        "bouncer_decisions", Kind.GAUGE, "Decisions of the bouncer's engine that are in force.",
+        lambda front: front.bouncer.decisions if front.bouncer else 0),
+    _of_front(
+        "webhook_queued_events", Kind.GAUGE, "Security events that wait for the webhook.",
+        lambda front: front.webhook.queued if front.webhook else 0),
+    _of_front(
+        "webhook_dropped_events_total", Kind.COUNTER, "Security events that the webhook will never hear of.",
+        lambda front: front.webhook.dropped if front.webhook else 0),
+    _of_front(
+        "webhook_blocks_total", Kind.COUNTER, "Sources that were blocked because the webhook's answer named them.",
+        lambda front: front.webhook.blocked if front.webhook else 0),
 )
 
 PROCESS: Final = (
@@ -349,6 +387,12 @@ PROCESS: Final = (
     _gauge(
         "gc_pause_max_seconds", "The longest of them in the last 15 to 30 seconds.",
         lambda local: local.vitals.collections.waits.worst.at(local.now()), merge=Merge.LARGEST),
+    _of_front(
+        "cpu_seconds_total", Kind.COUNTER, "Processor time that the relay has used, in all its processes.",
+        lambda front: front.vitals.cost.cpu),
+    _of_front(
+        "resident_memory_bytes", Kind.GAUGE, "Memory that the relay has in RAM, in all its processes.",
+        lambda front: front.vitals.cost.resident),
 )
 
 SECTIONS: Final[Mapping[str, tuple[Metric, ...]]] = MappingProxyType({
@@ -363,20 +407,32 @@ RULES: Final[Mapping[str, Merge]] = MappingProxyType({metric.name: metric.merge 
 """How the values of each metric merge."""
 
 
+COUNTERS: Final = frozenset(metric.name for metric in METRICS if metric.kind is Kind.COUNTER)
+"""Those that never go back."""
+
+
 def take(local: Local) -> Snapshot:
-    """All numbers of this process, now."""
+    """All numbers of a process that forwards, now."""
+    return _snapshot((metric, metric.read(local)) for metric in METRICS)
+
+
+def take_front(front: Front) -> Snapshot:
+    """The numbers of a process in which nothing is forwarded, now: those metrics that it has anything to say of."""
+    return _snapshot((metric, metric.front(front)) for metric in METRICS if metric.front is not None)
+
+
+def _snapshot(found: Iterable[tuple[Metric, Any]]) -> Snapshot:
     values: dict[str, Values] = {}
     histograms: dict[str, Buckets] = {}
     facts: dict[str, Mapping[str, str]] = {}
-    for metric in METRICS:
-        found = metric.read(local)
+    for metric, value in found:
         match metric.kind:
             case Kind.HISTOGRAM:
-                histograms[metric.name] = found
+                histograms[metric.name] = value
             case Kind.INFO:
-                facts[metric.name] = found
+                facts[metric.name] = value
             case _:
-                values[metric.name] = found if metric.label else {"": found}
+                values[metric.name] = value if metric.label else {"": value}
     return Snapshot(values, histograms, facts)
 
 

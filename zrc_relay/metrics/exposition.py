@@ -5,12 +5,13 @@ Theory of operation
 ``Exposition`` has a registry of its own, with a collector that asks for a ``Snapshot`` when it is scraped, and with
 prometheus-client's collectors for the process and its garbage collector. Nothing is registered anywhere else, so that several
 relays in one process do not know of each other. Where the snapshot comes from is not known here: of this process, or of several
-that were added up.
+that were added up, which ``MergedExposition`` asks first. A metric of which the snapshot says nothing is not there: nothing that
+forwards has ever answered.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Final
 
 from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector
@@ -26,8 +27,8 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from zrc_relay.metrics.catalogue import METRICS, Kind, Metric
-from zrc_relay.metrics.snapshot import Buckets, Snapshot
+from zrc_relay.metrics.catalogue import METRICS, RULES, Kind, Metric
+from zrc_relay.metrics.snapshot import Buckets, Snapshot, merge
 
 TEXT: Final = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS: Final = "application/openmetrics-text; version=1.0.0; charset=utf-8"
@@ -51,6 +52,22 @@ class Exposition:
         if prefers_openmetrics(accept):
             return generate_openmetrics(self.registry), OPENMETRICS
         return generate_text(self.registry), TEXT
+
+
+class MergedExposition:
+    """Renders what ``front`` tells of this process and ``workers`` of those that forward."""
+
+    def __init__(self, front: Callable[[], Snapshot], workers: Callable[[], Awaitable[Snapshot]]) -> None:
+        self._front = front
+        self._workers = workers
+        self._together = Snapshot()
+        self._exposition = Exposition(lambda: self._together)
+
+    async def render(self, accept: str) -> tuple[bytes, str]:
+        """See ``Exposition``; the workers are asked first."""
+        workers = await self._workers()
+        self._together = merge((self._front(), workers), RULES)
+        return self._exposition.render(accept)
 
 
 def prefers_openmetrics(accept: str) -> bool:
@@ -91,7 +108,8 @@ class _Collector(Collector):
     def collect(self) -> Iterator[Family]:
         snapshot = self._snapshot()
         for metric in METRICS:
-            yield _family(metric, snapshot)
+            if metric.name in snapshot.values or metric.name in snapshot.histograms or metric.name in snapshot.facts:
+                yield _family(metric, snapshot)
 
 
 def _family(metric: Metric, snapshot: Snapshot) -> Family:

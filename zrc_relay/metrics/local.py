@@ -1,7 +1,8 @@
 """What the metrics of this process are read from, and taking a snapshot of it (R7.2-5).
 
-``Local`` is handed to the readers of the ``catalogue``. It holds narrow views of what there is, so that neither it nor they know
-the composition of the service. Reading is in plain attributes and lengths; nothing walks over allocations or connections.
+``Local`` is handed to the readers of the ``catalogue``, or ``Front``, which is less, where nothing is forwarded. They hold narrow
+views of what there is, so that neither they nor the readers know the composition of the service. Reading is in plain attributes
+and lengths; nothing walks over allocations or connections.
 """
 
 from __future__ import annotations
@@ -106,24 +107,35 @@ class Bouncer(External, Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Local:
-    """A process, as its metrics see it. Functions give what is replaced while it runs."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Front:
+    """What can be told of a relay where nothing is forwarded. Functions give what is replaced while it runs."""
 
-    relay: Relay
-    connections: ConnectionCounts
-    ports: Callable[[], Iterable[Port]]
-    vitals: Vitals
-    now: Callable[[], float]
-    """Monotonic seconds."""
     is_ready: Callable[[], bool]
+    is_draining: Callable[[], bool]
     certificate_expires: Callable[[], float]
     """Unix seconds."""
     troubles: Callable[[], Mapping[str, Iterable[Task]]]
     """What may fail beside sessions, by one of ``TROUBLES``."""
+    entries: Callable[[], int]
+    """How many networks are on the lists."""
+    restarts: Callable[[], int]
+    """How often a process that forwards was replaced."""
+    vitals: Vitals
     reloads: Reloads
     webhook: Webhook | None = None
     bouncer: Bouncer | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Local(Front):
+    """A process that forwards, as its metrics see it."""
+
+    relay: Relay
+    connections: ConnectionCounts
+    ports: Callable[[], Iterable[Port]]
+    now: Callable[[], float]
+    """Monotonic seconds."""
 
     @property
     def traffic(self) -> list[Traffic]:

@@ -1,4 +1,4 @@
-"""How the process itself is doing: is the event loop late, do garbage collections stop it, how fast are bytes going (R7.3-5).
+"""How the process itself is doing: is its loop late, does its collector stop it, how fast are bytes going, at what cost (R7.3-5).
 
 Each is measured at a bounded rate and remembered as plain numbers; nothing here is on the way of a packet.
 """
@@ -13,6 +13,7 @@ from twisted.application.service import MultiService
 
 from zrc_relay.core.counters import Counters
 from zrc_relay.core.histogram import Waits
+from zrc_relay.metrics.process import Cost
 from zrc_relay.quic.clock import Clock
 from zrc_relay.tasks import Ticker
 
@@ -24,6 +25,7 @@ PAUSE_BOUNDS: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 1.0)
 FULL_COLLECTION: Final = 2
 """The oldest generation, whose collection looks at everything; those of younger ones take microseconds and are not timed."""
 BANDWIDTH_INTERVAL: Final = 1.0
+COST_INTERVAL: Final = 1.0
 
 
 class LoopLag:
@@ -109,9 +111,11 @@ class Vitals(MultiService):
         self.loop = LoopLag(now)
         self.collections = Collections(now)
         self.bandwidth = Bandwidth(counters, now)
+        self.cost = Cost()
         self.tickers = (
             Ticker(clock, LAG_INTERVAL, self.loop.tick, "event-loop-lag"),
             Ticker(clock, BANDWIDTH_INTERVAL, self.bandwidth.tick, "bandwidth"),
+            Ticker(clock, COST_INTERVAL, self.cost.tick, "cost"),
         )
         for ticker in self.tickers:
             self.addService(ticker)

@@ -31,16 +31,15 @@ from zrc_relay.core.channel import CHANNEL_FIRST_BYTE, CHANNEL_HEADER, Channel, 
 from zrc_relay.core.codes import ErrorCode
 from zrc_relay.core.counters import Handshake, InputDrop, Limit
 from zrc_relay.core.deadlines import Deadlines
-from zrc_relay.core.limiter import TokenBucket
 from zrc_relay.core.relay import Relay
 from zrc_relay.core.sources import numeric
 from zrc_relay.quic.clock import Clock, DelayedCall
 from zrc_relay.quic.door import Door, Opening, reply
 from zrc_relay.quic.ids import CONNECTION_ID_SIZE, ConnectionIds
 from zrc_relay.quic.link import RelayConnection
-from zrc_relay.quic.paths import MIN_STATELESS_RESET
 from zrc_relay.quic.settings import Credentials, EndpointSettings
 from zrc_relay.quic.stateless import SUPPORTED_VERSIONS, LongHeader, parse_long_header, version_negotiation
+from zrc_relay.quic.strays import Strays
 from zrc_relay.quic.udp import Path
 
 MAX_HANDSHAKES: Final = 1024
@@ -52,10 +51,6 @@ MIN_INITIAL: Final = 1200
 """Smallest UDP payload that an Initial may come in (RFC 9000 §14.1)."""
 MIN_CLIENT_ID: Final = 8
 """Shortest Destination Connection ID that a client may choose (RFC 9000 §7.2)."""
-RESET_SIZE: Final = 43
-"""Size in bytes of a stateless reset where the packet it answers allows it: looks like a short packet with data."""
-RESETS_PER_SECOND: Final = 100
-"""Stateless resets sent each second: enough to let a full relay's clients know within some seconds after a restart."""
 MAX_FLUSH_ROUNDS: Final = 64
 """Flushing one connection can touch others (a close tells the other side); more rounds than this would be a loop."""
 TIMEOUT_BUDGET: Final = 0.003
@@ -100,8 +95,8 @@ class Endpoint(DatagramProtocol):
         self._handshaking: set[RelayConnection] = set()
         self._touched: dict[RelayConnection, None] = {}
         self._deadlines: Deadlines[RelayConnection] = Deadlines()
-        self._resets = TokenBucket(RESETS_PER_SECOND, RESETS_PER_SECOND, now())
         self._door = Door(relay, ids, random, now())
+        self._strays = Strays(relay.counters, ids, random, now())
         self._access_revision = relay.admission.lists.revision
         self._timer: DelayedCall | None = None
         self._timer_at = 0.0
@@ -131,8 +126,7 @@ class Endpoint(DatagramProtocol):
         if 64 <= first < 128:
             connection = self._routes.get(data[1 : 1 + CONNECTION_ID_SIZE])
             if connection is None:
-                counters.input_dropped[InputDrop.UNKNOWN_CONNECTION] += 1
-                self._reset_stateless(data, path)
+                self._strays.short(data, path, self._now())
                 return
             self._put_by(connection, data, path)
             return
@@ -211,20 +205,6 @@ class Endpoint(DatagramProtocol):
         del transport
         self.doStart()
 
-    def _reset_stateless(self, data: bytes, path: Path) -> None:
-        """Tell whoever uses a connection id that leads nowhere that its connection is gone (RFC 9000 §10.3).
-
-        The answer is smaller than what it answers, so that two endpoints cannot keep resetting each other. An id that is live, or
-        was retired lately, never gets here.
-        """
-        size = min(len(data) - 1, RESET_SIZE)
-        if size < MIN_STATELESS_RESET or not self._resets.take(1, self._now()):
-            return
-        token = self._ids.reset_token(data[1 : 1 + CONNECTION_ID_SIZE])
-        noise = self._random(size - len(token))
-        reply(len(data), bytes((0x40 | (noise[0] & 0x3F),)) + noise[1:] + token, path)
-        self.relay.counters.stateless_resets_sent += 1
-
     def _stranger(self, first: int, data: bytes, path: Path) -> RelayConnection | None:
         """What has no short header: the connection it belongs to or begins, or None when it was put by or dealt with."""
         if first >= 192:
@@ -234,7 +214,7 @@ class Endpoint(DatagramProtocol):
             if channel is not None:
                 self._put_by(channel, data, path)
             else:
-                self.relay.counters.input_dropped[InputDrop.CHANNEL] += 1
+                self._strays.drop(data[1:CHANNEL_HEADER], InputDrop.CHANNEL)
             return None
         if first < 4:
             self._door.stun(data, path, now=self._now(), wall=self._wall())
@@ -267,7 +247,10 @@ class Endpoint(DatagramProtocol):
                 counters.version_negotiations += 1
                 reply(size, version_negotiation(header), path)
             return False
-        if not header.is_initial or len(header.destination) < MIN_CLIENT_ID:
+        if not header.is_initial:
+            self._strays.drop(header.destination, InputDrop.UNKNOWN_CONNECTION)
+            return False
+        if len(header.destination) < MIN_CLIENT_ID:
             counters.input_dropped[InputDrop.UNKNOWN_CONNECTION] += 1
             return False
         return self._has_room()

@@ -55,6 +55,8 @@ _PMTUDISC_PROBE: Final = 3  # linux/in.h and in6.h: set DF, fragment nothing, an
 _PKTINFO4: Final = struct.Struct("=i4s4s")
 _PKTINFO6: Final = struct.Struct("=16si")
 
+_log: Final = Logger()
+
 SocketAddress = tuple[Any, ...]
 """What the socket module calls an address: ``(host, port)`` or ``(host, port, flow, scope)``."""
 
@@ -142,43 +144,75 @@ class _Origin:
         return hash((id(self._port), self.address))
 
 
+def is_wildcard(host: str) -> bool:
+    """Whether a socket that is bound to ``host`` is reached at every address."""
+    return ip_address(host.partition("%")[0]).is_unspecified
+
+
+def prepare(made: socket.socket, host: str) -> None:
+    """Set all that a ``UdpPort`` needs of a socket which will be bound to ``host``."""
+    is_v6 = made.family == socket.AF_INET6
+    if is_v6:
+        made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        made.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_PROBE)  # RFC 9000 §14
+    else:
+        made.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_PROBE)
+    if is_wildcard(host):
+        if is_v6:
+            made.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVPKTINFO, 1)
+        else:
+            made.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
+    try:
+        made.setsockopt(_SOL_UDP, _UDP_GRO, 1)
+    except OSError:
+        _log.debug("this kernel has no UDP_GRO: one packet for each read", event="udp.no_gro")
+    for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
+        made.setsockopt(socket.SOL_SOCKET, option, SOCKET_BUFFER)
+
+
+def takes_trains(prepared: socket.socket) -> bool:
+    """Whether the kernel may hand over several packets in one piece."""
+    try:
+        return prepared.getsockopt(_SOL_UDP, _UDP_GRO) != 0
+    except OSError:
+        return False
+
+
 class UdpPort(udp.Port):
-    """A listening (or client) UDP socket that hands batches to a ``Receiver``, and trains in one piece to a ``TrainReceiver``."""
+    """A listening (or client) UDP socket that hands batches to a ``Receiver``, and trains in one piece to a ``TrainReceiver``.
+
+    ``sock`` is a socket that was prepared (``prepare``) and bound to ``host`` by somebody else, and is ours from now on.
+    """
 
     _log = Logger()
 
-    def __init__(self, host: str, port: int, receiver: Receiver | TrainReceiver, reactor: IReactorFDSet) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        receiver: Receiver | TrainReceiver,
+        reactor: IReactorFDSet,
+        *,
+        sock: socket.socket | None = None,
+    ) -> None:
         super().__init__(port, receiver, interface=host, maxPacketSize=MAX_DATAGRAM, reactor=reactor)
+        self._preexistingSocket = sock  # type: ignore[assignment]  # typed as None, and set to a socket by Twisted itself
         self._receiver = receiver
         self._train_received = getattr(receiver, "train_received", self._split)
         self.traffic = Traffic()
-        self._wildcard = ip_address(host.partition("%")[0]).is_unspecified
-        self._is_v6 = ":" in host
+        self._wildcard = is_wildcard(host)
         self._origins: dict[bytes, _Origin] = {}
         self._can_segment = True
         self._takes_trains = False
+        if sock is not None:
+            sock.setblocking(False)  # noqa: FBT003 - the socket module's signature
+            self._takes_trains = takes_trains(sock)
 
     def createInternetSocket(self) -> socket.socket:  # noqa: N802 - Twisted's name
         """The socket, with its options set before it is bound."""
         made: socket.socket = super().createInternetSocket()
-        if self._is_v6:
-            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            made.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_PROBE)  # RFC 9000 §14
-        else:
-            made.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_PROBE)
-        if self._wildcard:
-            if self._is_v6:
-                made.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVPKTINFO, 1)
-            else:
-                made.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
-        try:
-            made.setsockopt(_SOL_UDP, _UDP_GRO, 1)
-        except OSError:
-            self._log.debug("this kernel has no UDP_GRO: one packet for each read", event="udp.no_gro")
-        else:
-            self._takes_trains = True
-        for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
-            made.setsockopt(socket.SOL_SOCKET, option, SOCKET_BUFFER)
+        prepare(made, self.interface)
+        self._takes_trains = takes_trains(made)
         return made
 
     @property

@@ -1,0 +1,513 @@
+"""The workers of a relay as one thing that forwards: started, told what to do together, watched, replaced (R9, "all cores").
+
+Theory of operation
+-------------------
+``Crew`` opens every UDP socket before anybody is started, and keeps them: the kernel finds a worker by the order in which the
+sockets were bound, so that order, and with it a worker's index, must outlive the worker. Packets for a worker that is away wait
+in its sockets' buffers.
+
+A ``Berth`` is the place of one worker. Whoever fills it changes, and it knows what to do about that::
+
+    down ── start ─▶ starting ── Begin answered ─▶ ready
+       ◀── the process ended, for whatever reason ──
+
+Starting a process takes half a second, so there is always one more than workers, which has everything but a place: the *spare*
+takes the place of whoever ends, in some milliseconds, and another spare is started.
+
+A worker that ended is replaced at once, and ever later while it keeps dying (``Restarts``). One that has not reported for
+``stall`` seconds stands still, and is killed. What the dead one held of the shared limits is given back first.
+
+What is said to the workers is said to all that there are, in one order; AMP keeps it. Who starts later begins with the state as
+it is then. A reload asks everyone first whether he can (``Prepare``), and nothing is changed when one says no. A worker that
+cannot follow afterwards is killed: its successor begins with what is in force.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from enum import Enum, unique
+from typing import Any, Final, Protocol
+
+from twisted.application.service import MultiService
+from twisted.internet.defer import Deferred, DeferredList, gatherResults, succeed
+from twisted.internet.error import ConnectionClosed
+from twisted.logger import Logger
+from twisted.protocols import amp
+from twisted.python.failure import Failure
+
+from zrc_relay.control.fleet import Fleet
+from zrc_relay.control.merged import MergedTraffic
+from zrc_relay.control.traffic import Traffic, WorkerReport
+from zrc_relay.core.cidr import AccessLists, Entry, Network
+from zrc_relay.core.keys import DeviceKeys
+from zrc_relay.core.shared import DEVICES
+from zrc_relay.engine import EngineSettings, Surroundings
+from zrc_relay.inputs import Inputs
+from zrc_relay.logs.levels import LogFormat
+from zrc_relay.reload import ReloadRefused
+from zrc_relay.tasks import Ticker
+from zrc_relay.workers.commands import Report
+from zrc_relay.workers.memory import LimitsMemory
+from zrc_relay.workers.orders import (
+    Begin,
+    Beginning,
+    ChangeLists,
+    Commit,
+    Drain,
+    ListChange,
+    Orders,
+    Post,
+    Prepare,
+    Said,
+    Stop,
+    Tell,
+    UseKeys,
+    devices_of,
+)
+from zrc_relay.workers.pair import PairEnd
+from zrc_relay.workers.process import WorkerProcess
+from zrc_relay.workers.remote import RemoteTraffic
+from zrc_relay.workers.sockets import Sockets
+from zrc_relay.workers.supervision import Restarts
+
+WATCH_INTERVAL: Final = 0.25
+"""Seconds between two looks whether a worker stands still."""
+REPORT_INTERVAL: Final = 1.0
+"""Seconds between two reports of a worker; less where it is to be replaced sooner than it would be missed."""
+START_TIMEOUT: Final = 30.0
+"""Seconds within which a worker must listen."""
+SPARE_DELAY: Final = 1.0
+"""Seconds after which another spare is started: those who lost their worker connect first."""
+STOP_TIMEOUT: Final = 5.0
+"""Seconds that a worker has to close its connections and end."""
+
+
+@unique
+class State(Enum):
+    """Whether somebody is there."""
+
+    DOWN = "down"
+    STARTING = "starting"
+    READY = "ready"
+
+
+class Told(Protocol):
+    """Who hears what workers tell."""
+
+    def told(self, index: int, said: tuple[Said, ...], lost: int) -> None:
+        """Worker ``index`` told that, in this order; ``lost`` things before it could not be told."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Watchfulness:
+    """``stall``: seconds without a word after which a worker stands still. ``pins``: each worker gets a CPU of its own."""
+
+    stall: float
+    pins: bool
+
+
+class ParentEnd(PairEnd):
+    """The parent's end of the pair with one process. A spare says nothing.
+
+    A process may be known to be over before all that it said has been read. Its last words are for the log, and its numbers come
+    too late: what it counted was added up when it ended.
+    """
+
+    _log = Logger()
+
+    berth: Berth
+    """The place that it has, once it has one."""
+    is_over = False
+    """Whether the process has ended."""
+
+    def ampBoxReceived(self, box: amp.Box) -> None:  # noqa: N802 - Twisted's name
+        """See ``IBoxReceiver``."""
+        if not self.is_over or box.get(amp.COMMAND) == Tell.commandName:
+            super().ampBoxReceived(box)
+
+    @Report.responder
+    def reported(self, report: WorkerReport) -> dict[str, Any]:
+        """See ``Report``."""
+        self.berth.reported(report)
+        return {}
+
+    @Tell.responder
+    def told(self, said: tuple[Said, ...], lost: int) -> dict[str, Any]:
+        """See ``Tell``."""
+        try:
+            self.berth.crew.listener.told(self.berth.index, said, lost)
+        except Exception:  # an answer that is an error would end the connection, and with it the worker
+            self._log.failure("what {worker} told could not be kept", event="worker.untold", worker=self.berth.name)
+        return {}
+
+
+class Berth:
+    """The place of the worker ``index``; see the module's docstring."""
+
+    _log = Logger()
+
+    def __init__(self, crew: Crew, index: int) -> None:
+        self.crew = crew
+        self.index = index
+        self.state = State.DOWN
+        self.restarts = Restarts()
+        self.traffic: Traffic | None = None
+        self.heard_at = 0.0
+        self._process: WorkerProcess | None = None
+        self._protocol: ParentEnd | None = None
+        self._started_at = 0.0
+        self._timer: Any = None
+        self._ended: Deferred[None] | None = None
+
+    @property
+    def name(self) -> str:
+        """What logs call the worker."""
+        return f"worker {self.index}"
+
+    @property
+    def occupant(self) -> object:
+        """Whoever is there, to be compared; None while nobody is."""
+        return self._process
+
+    @property
+    def pid(self) -> int | None:
+        """The process that is there."""
+        return self._process.pid if self._process is not None else None
+
+    def start(self) -> None:
+        """Put a new process here."""
+        crew = self.crew
+        self._timer = None
+        self.state, self._started_at = State.STARTING, crew.now()
+        self.heard_at = self._started_at + START_TIMEOUT - crew.watchfulness.stall
+        self._ended = Deferred()
+        try:
+            process, protocol = crew.someone()
+        except OSError as error:
+            self._process_ended(f"it could not be started: {error}")
+            return
+        process.name, process.on_end, protocol.berth = self.name, self._process_ended, self
+        self._process, self._protocol = process, protocol
+        crew.fleet.begun(self.index, process.pid)
+        self.tell(Begin, beginning=crew.beginning(self.index)).addCallbacks(self._begun, self._not_begun, (protocol,))
+
+    def tell(self, command: type[amp.Command], **arguments: Any) -> Deferred[Any]:
+        """Send a command to whoever is there; fires with the answer, or fails."""
+        if self._protocol is None:
+            return succeed(None)
+        told: Deferred[Any] = self._protocol.callRemote(command, **arguments)
+        return told
+
+    def kill(self, why: str) -> None:
+        """End whoever is there, who will be replaced."""
+        if self._process is not None:
+            self._log.error("{worker} is killed: {problem}", event="worker.killed", worker=self.name, pid=self.pid, problem=why)
+            self._process.kill()
+
+    def stop(self) -> Deferred[None]:
+        """End in peace whoever is there, and put nobody here; fires when the process is over."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._process is None or self._ended is None:
+            return succeed(None)
+        process, ended = self._process, self._ended
+        patience = self.crew.reactor.callLater(STOP_TIMEOUT, process.kill)
+
+        def over(result: Any) -> Any:
+            if patience.active():
+                patience.cancel()
+            return result
+
+        self.tell(Stop).addErrback(lambda _: None).addCallback(lambda _: self._hang_up())
+        return ended.addBoth(over)
+
+    def reported(self, report: WorkerReport) -> None:
+        """The worker is well enough to say how it is."""
+        self.heard_at = self.crew.now()
+        self.crew.fleet.reported(self.index, report)
+
+    def _hang_up(self) -> None:
+        transport: Any = self._protocol.transport if self._protocol is not None else None
+        if transport is not None:
+            transport.loseConnection()
+
+    def _begun(self, _: object, protocol: ParentEnd) -> None:
+        if protocol is not self._protocol:
+            return
+        self.state, self.heard_at = State.READY, self.crew.now()
+        self.traffic = RemoteTraffic(protocol)
+        self._log.info(
+            "{worker} is ready", event="worker.ready", worker=self.name, pid=self.pid,
+            seconds=round(self.heard_at - self._started_at, 3),
+        )
+        self.crew.became_ready(self)
+
+    def _not_begun(self, failure: Failure) -> None:
+        if not failure.check(ConnectionClosed):  # otherwise it has ended by itself
+            self.kill(f"it could not begin: {failure.getErrorMessage() or failure.type}")
+
+    def _process_ended(self, how: str) -> None:
+        crew = self.crew
+        lived = crew.now() - self._started_at
+        if self._protocol is not None:
+            self._protocol.is_over = True
+        pid, self._process, self._protocol, self.traffic = self.pid, None, None, None
+        self.state = State.DOWN
+        crew.memory.forget(self.index)
+        crew.fleet.lost(self.index)
+        if not crew.is_stopping:
+            delay = self.restarts.next_delay(lived)
+            self._log.error(
+                "{worker} is gone ({reason}); it is replaced in {delay} s", event="worker.gone", worker=self.name, pid=pid,
+                reason=how, seconds=round(lived, 3), delay=delay,
+            )
+            self._timer = crew.reactor.callLater(delay, self.start)
+        ended, self._ended = self._ended, None
+        if ended is not None:
+            ended.callback(None)
+
+
+class Crew(MultiService):
+    """See the module's docstring; a ``Forwarding``.
+
+    ``first_orders`` gives what the workers begin with, and ``lists`` are followed; ``fleet`` hears how the workers
+    are. ``places`` is for how many allocations there must be room. ``form`` is that of the lines that they log.
+    ``on_ready`` is called whenever the last one that was missing is there.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        sockets: Sockets,
+        first_orders: Callable[[], Orders],
+        fleet: Fleet,
+        surroundings: Surroundings,
+        *,
+        secret: bytes,
+        logs_security: bool,
+        places: int,
+        lists: AccessLists,
+        form: Callable[[], LogFormat],
+        watchfulness: Watchfulness,
+        listener: Told,
+        on_ready: Callable[[], None],
+    ) -> None:
+        super().__init__()
+        self.setName("workers")
+        self.reactor, self.now = surroundings.reactor, surroundings.now
+        self._random = surroundings.random
+        self.fleet = fleet
+        self.sockets = sockets
+        self._first_orders = first_orders
+        self._orders: Orders = None  # type: ignore[assignment]  # set when it starts
+        self._secret = secret
+        self._logs_security = logs_security
+        self._places = places
+        self._lists = lists
+        lists.on_change = self._list_changed
+        self._form = form
+        self.watchfulness = watchfulness
+        self.listener = listener
+        self._on_ready = on_ready
+        self.is_stopping = False
+        self._deadline: float | None = None
+        self._changes: list[ListChange] = []
+        self._looked_at = 0.0
+        self._spare: tuple[WorkerProcess, ParentEnd] | None = None
+        self._spare_timer: Any = None
+        self._spare_started_at = 0.0
+        self._spare_restarts = Restarts()
+        self.berths: list[Berth] = []
+        self.memory: LimitsMemory = None  # type: ignore[assignment]  # made with the sockets, before anybody starts
+        self.traffic = MergedTraffic(self._traffics, fleet, self.reactor)
+        self.watching = Ticker(self.reactor, WATCH_INTERVAL, self._look, "worker-watch")
+        self.addService(self.watching)
+
+    # -- starting and stopping
+
+    def privilegedStartService(self) -> None:
+        """Bind the sockets; ``StartError`` when one cannot be had."""
+        super().privilegedStartService()
+        if not self.berths:
+            self.sockets.open()
+            self.memory = LimitsMemory.create(self.sockets.count, self._random(16), devices=max(DEVICES, self._places))
+            self.berths = [Berth(self, index) for index in range(self.sockets.count)]
+
+    def startService(self) -> None:
+        """Start the workers."""
+        self.privilegedStartService()
+        super().startService()
+        self._looked_at = self.now()
+        self._orders = self._first_orders()
+        for berth in self.berths:
+            berth.start()
+
+    def stopService(self) -> Deferred[Any]:
+        """End all workers, and close the sockets; fires when that is done."""
+        self.is_stopping = True
+        super().stopService()
+        if self._spare_timer is not None:
+            self._spare_timer.cancel()
+            self._spare_timer = None
+        if self._spare is not None:
+            self._spare[0].kill()
+        stopped = DeferredList([berth.stop() for berth in self.berths])
+        return stopped.addBoth(lambda _: self._close())
+
+    def _close(self) -> None:
+        self.sockets.close()
+        if self.memory is not None:
+            self.memory.close()
+
+    def someone(self) -> tuple[WorkerProcess, ParentEnd]:
+        """A process for a place: the spare, or a new one (``OSError``)."""
+        if self._spare is None:
+            return self._someone_new()
+        someone, self._spare = self._spare, None
+        self._want_spare(SPARE_DELAY)
+        return someone
+
+    def _someone_new(self) -> tuple[WorkerProcess, ParentEnd]:
+        protocol = ParentEnd()
+        process = WorkerProcess("spare worker", protocol, self._spare_ended)
+        process.start(self.reactor, self.memory.fd, self.sockets.all)
+        return process, protocol
+
+    def _want_spare(self, delay: float) -> None:
+        if self._spare is None and self._spare_timer is None and not self.is_stopping:
+            self._spare_timer = self.reactor.callLater(delay, self._start_spare)
+
+    def _start_spare(self) -> None:
+        self._spare_timer = None
+        self._spare_started_at = self.now()
+        try:
+            self._spare = self._someone_new()
+        except OSError as error:
+            self._spare_ended(f"it could not be started: {error}")
+
+    def _spare_ended(self, how: str) -> None:
+        self._spare = None
+        if not self.is_stopping:
+            delay = self._spare_restarts.next_delay(self.now() - self._spare_started_at)
+            self._log.warn("the spare worker is gone ({reason})", event="worker.spare_gone", reason=how, delay=delay)
+            self._want_spare(delay + SPARE_DELAY)
+
+    def beginning(self, index: int) -> Beginning:
+        """What a worker begins with that starts now."""
+        cpus = sorted(os.sched_getaffinity(0)) if self.watchfulness.pins else []
+        post = Post(
+            index, len(self.berths), self.sockets.places(index), len(self.sockets.all), self._secret, self._logs_security,
+            tuple(cpus[index % len(cpus) :][:1]) if cpus else (), min(REPORT_INTERVAL, self.watchfulness.stall / 4),
+        )
+        return Beginning(post, self._placed(self._orders), tuple(self._lists.runtime_entries))
+
+    def _placed(self, orders: Orders) -> Orders:
+        """``orders`` with the ports that lead to one worker each."""
+        policy = replace(orders.settings.policy, worker_port_base=self.sockets.worker_port_base)
+        return replace(orders, settings=replace(orders.settings, policy=policy))
+
+    def became_ready(self, berth: Berth) -> None:
+        """A worker listens."""
+        if self._deadline is not None:
+            berth.tell(Drain, deadline=self._deadline).addErrback(_is_gone)
+        if all(each.state is State.READY for each in self.berths):
+            self._want_spare(SPARE_DELAY)
+            self._on_ready()
+
+    # -- what they do together
+
+    def use_keys(self, keys: DeviceKeys) -> Deferred[int]:
+        """See ``Forwarding``."""
+        devices = devices_of(keys)
+        self._orders = replace(self._orders, keys=devices)
+        return self._all(UseKeys, keys=devices).addCallback(_sum_of_ended)
+
+    def put_in_force(self, inputs: Inputs, settings: EngineSettings, keys: DeviceKeys) -> Deferred[int]:
+        """See ``Forwarding``."""
+        return Deferred.fromCoroutine(self._put_in_force(Orders.of(inputs, settings, keys, self._form())))
+
+    async def _put_in_force(self, orders: Orders) -> int:
+        asked = [(berth, berth.occupant) for berth in self.berths]
+        placed = self._placed(orders)
+        answers: list[Any] = await gatherResults(
+            [berth.tell(Prepare, orders=placed).addErrback(_said_no, berth) for berth in self.berths]
+        )
+        problems = {answer["problem"] for answer in answers if answer is not None} - {""}
+        if problems:
+            raise ReloadRefused("\n".join(sorted(problems)))
+        self._orders = orders
+        followers: list[Deferred[Any]] = []
+        for berth, occupant in asked:
+            if berth.occupant is occupant:
+                followers.append(berth.tell(Commit).addErrback(self._cannot_follow, berth))
+            else:
+                berth.kill("it began in the middle of a reload, with what was in force before")
+        return _sum_of_ended(await gatherResults(followers))
+
+    @staticmethod
+    def _cannot_follow(failure: Failure, berth: Berth) -> None:
+        if not failure.check(ConnectionClosed):
+            berth.kill(f"it could not take part in a reload: {failure.getErrorMessage() or failure.type}")
+
+    def _list_changed(self, network: Network, entry: Entry | None) -> None:
+        """The workers hear of it at the end of this turn of the reactor, together with what else happens in it."""
+        if not self._changes:
+            self.reactor.callLater(0, self._changes_due)
+        self._changes.append(ListChange(network, entry))
+
+    def _changes_due(self) -> None:
+        if self._changes:
+            self.lists_in_force()
+
+    def lists_in_force(self) -> Deferred[None]:
+        """See ``Forwarding``. What was sent before is done before, so the answers to this are answers to all of it."""
+        changes, self._changes = tuple(self._changes), []
+        return self._all(ChangeLists, changes=changes).addCallback(lambda _: None)
+
+    def drain(self, deadline: float) -> Deferred[None]:
+        """See ``Forwarding``."""
+        self._deadline = deadline
+        return self._all(Drain, deadline=deadline).addCallback(lambda _: None)
+
+    def _all(self, command: type[amp.Command], **arguments: Any) -> Deferred[list[Any]]:
+        """Send a command to everybody; fires with the answers, None of who is gone."""
+        return gatherResults([berth.tell(command, **arguments).addErrback(_is_gone) for berth in self.berths])
+
+    # -- watching
+
+    def _traffics(self) -> dict[int, Traffic]:
+        return {berth.index: berth.traffic for berth in self.berths if berth.traffic is not None}
+
+    def _look(self) -> None:
+        now, before, self._looked_at = self.now(), self._looked_at, self.now()
+        if now - before > 2 * WATCH_INTERVAL:  # it is this process that stood still: what they said meanwhile is not read yet
+            for berth in self.berths:
+                berth.heard_at = max(berth.heard_at, now)
+            return
+        for berth in self.berths:
+            silent = now - berth.heard_at
+            if berth.state is not State.DOWN and silent > self.watchfulness.stall:
+                berth.heard_at = now  # killed once
+                berth.kill(f"it has stood still for {silent:.1f} s")
+
+
+def _sum_of_ended(answers: list[Any]) -> int:
+    return sum(answer["ended"] for answer in answers if answer is not None)
+
+
+def _said_no(failure: Failure, berth: Berth) -> dict[str, str] | None:
+    """What a worker answered that failed while it was asked; None when it died."""
+    if failure.check(ConnectionClosed):
+        return None
+    failure.trap(amp.AmpError)
+    return {"problem": f"{berth.name} failed: {failure.getErrorMessage() or failure.type}"}
+
+
+def _is_gone(failure: Failure) -> None:
+    """A worker that died in the middle of a question; its successor begins with what is in force."""
+    failure.trap(ConnectionClosed, amp.AmpError)
