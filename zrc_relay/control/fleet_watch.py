@@ -7,7 +7,7 @@ nothing, and a warning is all that it has to say of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from cryptography.x509 import Certificate
@@ -19,15 +19,10 @@ from zrc_relay.control.fleet import Fleet
 from zrc_relay.control.health import (
     Checks,
     Report,
-    certificate_expired,
-    certificate_expires_soon,
-    complain_if,
-    failing,
-    loop_late,
 )
 from zrc_relay.control.observe import Observe
 from zrc_relay.control.traffic import Traffic
-from zrc_relay.control.watch import BackgroundTask, Log, Reloading
+from zrc_relay.control.watch import BackgroundTask, Log, Reloading, checks_of, expiry_of, troubles
 from zrc_relay.core.counters import Counters
 from zrc_relay.metrics.catalogue import take_front
 from zrc_relay.metrics.exposition import MergedExposition
@@ -86,37 +81,12 @@ class FleetWatch(MultiService):
         self.vitals = Vitals(reactor, Counters(), now)
         self.addService(self.vitals)
         background = (*tasks, *self.vitals.tickers)
-
-        def troubles() -> Mapping[str, Iterable[Task]]:
-            return {"background": background, "log": logs, "state": state}
-
-        def expires() -> float:
-            return certificate().not_valid_after_utc.timestamp()
-
         self.front = Front(
-            is_ready=is_ready, is_draining=is_draining, certificate_expires=expires,
-            troubles=troubles, entries=entries, restarts=lambda: fleet.restarts, vitals=self.vitals, reloads=reloads,
-            webhook=webhook, bouncer=bouncer,
+            is_ready=is_ready, is_draining=is_draining, certificate_expires=expiry_of(certificate),
+            troubles=troubles(background, logs, state), entries=entries, restarts=lambda: fleet.restarts, vitals=self.vitals,
+            reloads=reloads, webhook=webhook, bouncer=bouncer,
         )
-        self.checks = FleetChecks(
-            Checks(
-                failures=(
-                    certificate_expired(expires, wall),
-                    *(failing(task, f"the background task {task.name} fails") for task in background),
-                ),
-                warnings=(
-                    certificate_expires_soon(expires, wall),
-                    loop_late(lambda: self.vitals.loop.waits.worst.at(now())),
-                    failing(reloads, "the last reload was refused: what the files say is not in force"),
-                    *(failing(log, f"cannot write to {log.path}") for log in logs),
-                ),
-                unreadiness=(
-                    complain_if(is_draining, "the relay drains"),
-                    complain_if(lambda: not is_ready() and not is_draining(), "the relay has not started"),
-                ),
-            ),
-            fleet,
-        )
+        self.checks = FleetChecks(checks_of(self.front, background, logs, reloads, now=now, wall=wall), fleet)
         self.exposition = MergedExposition(lambda: take_front(self.front), traffic.snapshot)
         self.site: SiteService | None = None
         if endpoint is not None:

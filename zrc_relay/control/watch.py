@@ -27,7 +27,7 @@ from zrc_relay.control.observe import Observe
 from zrc_relay.core.relay import Relay
 from zrc_relay.metrics.catalogue import take
 from zrc_relay.metrics.exposition import Exposition
-from zrc_relay.metrics.local import Bouncer, ConnectionCounts, Local, Port, Reloads, Task, Webhook
+from zrc_relay.metrics.local import Bouncer, ConnectionCounts, Front, Local, Port, Reloads, Task, Webhook
 from zrc_relay.metrics.vitals import Vitals
 
 
@@ -80,36 +80,15 @@ class Watch(MultiService):
         self.vitals = Vitals(reactor, relay.counters, now)
         self.addService(self.vitals)
         background = (*tasks, *self.vitals.tickers)
-
-        def troubles() -> Mapping[str, Iterable[Task]]:
-            return {"background": background, "log": logs, "state": state}
-
-        def expires() -> float:
-            return certificate().not_valid_after_utc.timestamp()
-
         self.local = Local(
             relay=relay, connections=connections, ports=ports, vitals=self.vitals, now=now, is_ready=is_ready,
-            is_draining=lambda: relay.draining, certificate_expires=expires,
-            troubles=troubles, entries=lambda: len(relay.admission.lists), restarts=lambda: 0, reloads=reloads,
-            webhook=webhook, bouncer=bouncer,
+            is_draining=lambda: relay.draining, certificate_expires=expiry_of(certificate),
+            troubles=troubles(background, logs, state), entries=lambda: len(relay.admission.lists), restarts=lambda: 0,
+            reloads=reloads, webhook=webhook, bouncer=bouncer,
         )
-        fails = [failing(task, f"the background task {task.name} fails") for task in background]
-        self.checks = Checks(
-            failures=(
-                complain_if(lambda: is_ready() and not ports(), "no UDP socket is open"),
-                certificate_expired(expires, wall),
-                *fails,
-            ),
-            warnings=(
-                certificate_expires_soon(expires, wall),
-                loop_late(lambda: self.vitals.loop.waits.worst.at(now())),
-                failing(reloads, "the last reload was refused: what the files say is not in force"),
-                *_log_checks(logs),
-            ),
-            unreadiness=(
-                complain_if(lambda: relay.draining, "the relay drains"),
-                complain_if(lambda: not is_ready() and not relay.draining, "the relay has not started"),
-            ),
+        self.checks = checks_of(
+            self.local, background, logs, reloads, now=now, wall=wall,
+            failures=(complain_if(lambda: is_ready() and not ports(), "no UDP socket is open"),),
         )
         self.exposition = Exposition(lambda: take(self.local))
         self.site: SiteService | None = None
@@ -118,5 +97,42 @@ class Watch(MultiService):
             self.addService(self.site)
 
 
-def _log_checks(logs: Sequence[Log]) -> list[Check]:
-    return [failing(log, f"cannot write to {log.path}") for log in logs]
+def expiry_of(certificate: Callable[[], Certificate]) -> Callable[[], float]:
+    """When the certificate of the moment expires, in Unix seconds."""
+
+    def expires() -> float:
+        return certificate().not_valid_after_utc.timestamp()
+
+    return expires
+
+
+def troubles(
+    background: Sequence[BackgroundTask], logs: Sequence[Log], state: Sequence[Task]
+) -> Callable[[], Mapping[str, Iterable[Task]]]:
+    """What may fail beside sessions, as metrics count it."""
+    return lambda: {"background": background, "log": logs, "state": state}
+
+
+def checks_of(
+    front: Front, background: Sequence[BackgroundTask], logs: Sequence[Log], reloads: Failing, *,
+    now: Callable[[], float], wall: Callable[[], float], failures: Sequence[Check] = (),
+) -> Checks:
+    """The checks that every process in front of clients or operators has, behind its own ``failures``."""
+    expires, is_ready, is_draining = front.certificate_expires, front.is_ready, front.is_draining
+    return Checks(
+        failures=(
+            *failures,
+            certificate_expired(expires, wall),
+            *(failing(task, f"the background task {task.name} fails") for task in background),
+        ),
+        warnings=(
+            certificate_expires_soon(expires, wall),
+            loop_late(lambda: front.vitals.loop.waits.worst.at(now())),
+            failing(reloads, "the last reload was refused: what the files say is not in force"),
+            *(failing(log, f"cannot write to {log.path}") for log in logs),
+        ),
+        unreadiness=(
+            complain_if(is_draining, "the relay drains"),
+            complain_if(lambda: not is_ready() and not is_draining(), "the relay has not started"),
+        ),
+    )
