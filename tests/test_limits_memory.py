@@ -199,6 +199,14 @@ class MemoryTests(SynchronousTestCase):
                 file.flush()
                 self.assertRaises(NotLimits, LimitsMemory.attach, file.fileno())
 
+    def test_closing_it_again_closes_nobody_elses_file(self) -> None:
+        memory = LimitsMemory.create(2, bytes(16))
+        memory.close()
+        other = os.open(os.devnull, os.O_RDONLY)  # gets the number that has become free
+        self.addCleanup(os.close, other)
+        memory.close()
+        self.assertTrue(os.fstat(other))
+
     def test_keys_and_workers_that_cannot_be_are_refused(self) -> None:
         for workers, key in ((0, KEY), (65, KEY), (2, b""), (2, bytes(17))):
             self.assertRaises(ValueError, LimitsMemory.create, workers, key)

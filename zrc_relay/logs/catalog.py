@@ -93,7 +93,7 @@ EVENTS: Final[Mapping[str, LogEvent]] = MappingProxyType({
     "reload.done": LogEvent("Settings, keys, lists and the certificate were read again.", ("changed", "not_reloadable", "ended")),
     "reload.restart_needed": LogEvent("A setting was changed that only a restart puts in force.", ("setting",), _WARN),
     "reload.failed": LogEvent("A reload could not be finished: an error in the relay.", (), _BUG),
-    "reload.refused": LogEvent("Nothing was changed, for this reason; one line for each.", ("problem",), _BUG),
+    "reload.refused": LogEvent("Nothing was changed, for this reason; one line for each.", ("problem",), _ERROR),
 
     "qlog.requested": LogEvent("The next connection of an allocation will be recorded.", _ALLOCATION),
     "qlog.started": LogEvent("A connection is being recorded.", ("connection", *_ALLOCATION)),

@@ -82,7 +82,8 @@ class RelayLog:
             if suppressed is None:
                 return
             level = event.get("log_level")
-            self._output.write(self._line(event, suppressed, self._worker), _LEVELS[level.name] if level is not None else LogLevel.INFO)
+            line = self._line(event, suppressed, self._worker)
+            self._output.write(line, _LEVELS[level.name] if level is not None else LogLevel.INFO)
         except Exception as error:
             self.failures += 1
             lost = f'{{"level":"error","event":"other","message":"a line was lost: {type(error).__name__}"}}'

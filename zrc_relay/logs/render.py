@@ -46,7 +46,7 @@ def event_name(event: Event) -> str:
 
 
 def json_line(event: Event, suppressed: int = 0, worker: int | None = None) -> str:
-    """``event`` as a JSON object, with the ``worker`` that says it. ``suppressed``: how many of its kind were not written before."""
+    """``event`` as a JSON object, with the ``worker`` that says it. ``suppressed``: how many of its kind were not written."""
     name = event_name(event)
     line: dict[str, object] = {**_head(event), "event": name}
     if worker is not None:

@@ -6,10 +6,7 @@ Theory of operation
 sockets were bound, so that order, and with it a worker's index, must outlive the worker. Packets for a worker that is away wait
 in its sockets' buffers.
 
-A ``Berth`` is the place of one worker. Whoever fills it changes, and it knows what to do about that::
-
-    down ── start ─▶ starting ── Begin answered ─▶ ready
-       ◀── the process ended, for whatever reason ──
+A ``Berth`` is the place of one worker, whoever fills it.
 
 Starting a process takes half a second, so there is always one more than workers, which has everything but a place: the *spare*
 takes the place of whoever ends, in some milliseconds, and another spare is started.
@@ -26,12 +23,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from enum import Enum, unique
-from typing import Any, Final, Protocol
+from dataclasses import replace
+from typing import Any, Final
 
 from twisted.application.service import MultiService
-from twisted.internet.defer import Deferred, DeferredList, gatherResults, succeed
+from twisted.internet.defer import Deferred, DeferredList, gatherResults
 from twisted.internet.error import ConnectionClosed
 from twisted.logger import Logger
 from twisted.protocols import amp
@@ -39,7 +35,7 @@ from twisted.python.failure import Failure
 
 from zrc_relay.control.fleet import Fleet
 from zrc_relay.control.merged import MergedTraffic
-from zrc_relay.control.traffic import Traffic, WorkerReport
+from zrc_relay.control.traffic import Traffic
 from zrc_relay.core.cidr import AccessLists, Entry, Network
 from zrc_relay.core.keys import DeviceKeys
 from zrc_relay.core.shared import DEVICES
@@ -48,10 +44,9 @@ from zrc_relay.inputs import Inputs
 from zrc_relay.logs.levels import LogFormat
 from zrc_relay.reload import ReloadRefused
 from zrc_relay.tasks import Ticker
-from zrc_relay.workers.commands import Report
+from zrc_relay.workers.berth import Berth, ParentEnd, State, Told, Watchfulness
 from zrc_relay.workers.memory import LimitsMemory
 from zrc_relay.workers.orders import (
-    Begin,
     Beginning,
     ChangeLists,
     Commit,
@@ -60,15 +55,10 @@ from zrc_relay.workers.orders import (
     Orders,
     Post,
     Prepare,
-    Said,
-    Stop,
-    Tell,
     UseKeys,
     devices_of,
 )
-from zrc_relay.workers.pair import PairEnd
 from zrc_relay.workers.process import WorkerProcess
-from zrc_relay.workers.remote import RemoteTraffic
 from zrc_relay.workers.sockets import Sockets
 from zrc_relay.workers.supervision import Restarts
 
@@ -76,199 +66,8 @@ WATCH_INTERVAL: Final = 0.25
 """Seconds between two looks whether a worker stands still."""
 REPORT_INTERVAL: Final = 1.0
 """Seconds between two reports of a worker; less where it is to be replaced sooner than it would be missed."""
-START_TIMEOUT: Final = 30.0
-"""Seconds within which a worker must listen."""
 SPARE_DELAY: Final = 1.0
 """Seconds after which another spare is started: those who lost their worker connect first."""
-STOP_TIMEOUT: Final = 5.0
-"""Seconds that a worker has to close its connections and end."""
-
-
-@unique
-class State(Enum):
-    """Whether somebody is there."""
-
-    DOWN = "down"
-    STARTING = "starting"
-    READY = "ready"
-
-
-class Told(Protocol):
-    """Who hears what workers tell."""
-
-    def told(self, index: int, said: tuple[Said, ...], lost: int) -> None:
-        """Worker ``index`` told that, in this order; ``lost`` things before it could not be told."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Watchfulness:
-    """``stall``: seconds without a word after which a worker stands still. ``pins``: each worker gets a CPU of its own."""
-
-    stall: float
-    pins: bool
-
-
-class ParentEnd(PairEnd):
-    """The parent's end of the pair with one process. A spare says nothing.
-
-    A process may be known to be over before all that it said has been read. Its last words are for the log, and its numbers come
-    too late: what it counted was added up when it ended.
-    """
-
-    _log = Logger()
-
-    berth: Berth
-    """The place that it has, once it has one."""
-    is_over = False
-    """Whether the process has ended."""
-
-    def ampBoxReceived(self, box: amp.Box) -> None:  # noqa: N802 - Twisted's name
-        """See ``IBoxReceiver``."""
-        if not self.is_over or box.get(amp.COMMAND) == Tell.commandName:
-            super().ampBoxReceived(box)
-
-    @Report.responder
-    def reported(self, report: WorkerReport) -> dict[str, Any]:
-        """See ``Report``."""
-        self.berth.reported(report)
-        return {}
-
-    @Tell.responder
-    def told(self, said: tuple[Said, ...], lost: int) -> dict[str, Any]:
-        """See ``Tell``."""
-        try:
-            self.berth.crew.listener.told(self.berth.index, said, lost)
-        except Exception:  # an answer that is an error would end the connection, and with it the worker
-            self._log.failure("what {worker} told could not be kept", event="worker.untold", worker=self.berth.name)
-        return {}
-
-
-class Berth:
-    """The place of the worker ``index``; see the module's docstring."""
-
-    _log = Logger()
-
-    def __init__(self, crew: Crew, index: int) -> None:
-        self.crew = crew
-        self.index = index
-        self.state = State.DOWN
-        self.restarts = Restarts()
-        self.traffic: Traffic | None = None
-        self.heard_at = 0.0
-        self._process: WorkerProcess | None = None
-        self._protocol: ParentEnd | None = None
-        self._started_at = 0.0
-        self._timer: Any = None
-        self._ended: Deferred[None] | None = None
-
-    @property
-    def name(self) -> str:
-        """What logs call the worker."""
-        return f"worker {self.index}"
-
-    @property
-    def occupant(self) -> object:
-        """Whoever is there, to be compared; None while nobody is."""
-        return self._process
-
-    @property
-    def pid(self) -> int | None:
-        """The process that is there."""
-        return self._process.pid if self._process is not None else None
-
-    def start(self) -> None:
-        """Put a new process here."""
-        crew = self.crew
-        self._timer = None
-        self.state, self._started_at = State.STARTING, crew.now()
-        self.heard_at = self._started_at + START_TIMEOUT - crew.watchfulness.stall
-        self._ended = Deferred()
-        try:
-            process, protocol = crew.someone()
-        except OSError as error:
-            self._process_ended(f"it could not be started: {error}")
-            return
-        process.name, process.on_end, protocol.berth = self.name, self._process_ended, self
-        self._process, self._protocol = process, protocol
-        crew.fleet.begun(self.index, process.pid)
-        self.tell(Begin, beginning=crew.beginning(self.index)).addCallbacks(self._begun, self._not_begun, (protocol,))
-
-    def tell(self, command: type[amp.Command], **arguments: Any) -> Deferred[Any]:
-        """Send a command to whoever is there; fires with the answer, or fails."""
-        if self._protocol is None:
-            return succeed(None)
-        told: Deferred[Any] = self._protocol.callRemote(command, **arguments)
-        return told
-
-    def kill(self, why: str) -> None:
-        """End whoever is there, who will be replaced."""
-        if self._process is not None:
-            self._log.error("{worker} is killed: {problem}", event="worker.killed", worker=self.name, pid=self.pid, problem=why)
-            self._process.kill()
-
-    def stop(self) -> Deferred[None]:
-        """End in peace whoever is there, and put nobody here; fires when the process is over."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if self._process is None or self._ended is None:
-            return succeed(None)
-        process, ended = self._process, self._ended
-        patience = self.crew.reactor.callLater(STOP_TIMEOUT, process.kill)
-
-        def over(result: Any) -> Any:
-            if patience.active():
-                patience.cancel()
-            return result
-
-        self.tell(Stop).addErrback(lambda _: None).addCallback(lambda _: self._hang_up())
-        return ended.addBoth(over)
-
-    def reported(self, report: WorkerReport) -> None:
-        """The worker is well enough to say how it is."""
-        self.heard_at = self.crew.now()
-        self.crew.fleet.reported(self.index, report)
-
-    def _hang_up(self) -> None:
-        transport: Any = self._protocol.transport if self._protocol is not None else None
-        if transport is not None:
-            transport.loseConnection()
-
-    def _begun(self, _: object, protocol: ParentEnd) -> None:
-        if protocol is not self._protocol:
-            return
-        self.state, self.heard_at = State.READY, self.crew.now()
-        self.traffic = RemoteTraffic(protocol)
-        self._log.info(
-            "{worker} is ready", event="worker.ready", worker=self.name, pid=self.pid,
-            seconds=round(self.heard_at - self._started_at, 3),
-        )
-        self.crew.became_ready(self)
-
-    def _not_begun(self, failure: Failure) -> None:
-        if not failure.check(ConnectionClosed):  # otherwise it has ended by itself
-            self.kill(f"it could not begin: {failure.getErrorMessage() or failure.type}")
-
-    def _process_ended(self, how: str) -> None:
-        crew = self.crew
-        lived = crew.now() - self._started_at
-        if self._protocol is not None:
-            self._protocol.is_over = True
-        pid, self._process, self._protocol, self.traffic = self.pid, None, None, None
-        self.state = State.DOWN
-        crew.memory.forget(self.index)
-        crew.fleet.lost(self.index)
-        if not crew.is_stopping:
-            delay = self.restarts.next_delay(lived)
-            self._log.error(
-                "{worker} is gone ({reason}); it is replaced in {delay} s", event="worker.gone", worker=self.name, pid=pid,
-                reason=how, seconds=round(lived, 3), delay=delay,
-            )
-            self._timer = crew.reactor.callLater(delay, self.start)
-        ended, self._ended = self._ended, None
-        if ended is not None:
-            ended.callback(None)
 
 
 class Crew(MultiService):

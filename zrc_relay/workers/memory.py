@@ -109,8 +109,10 @@ class LimitsMemory:
         self.limits(Share(index, self.layout.workers)).forget(index)
 
     def close(self) -> None:
-        """Let go of the descriptor; whoever was given limits must not use them any more."""
-        os.close(self.fd)
+        """Let go of the descriptor; whoever was given limits must not use them any more. Once more does nothing."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1  # its number may be another file's by now
 
     def guard(self, offset: int, length: int) -> Lock:
         """Some bytes, locked against all other processes while it is entered (see ``core.sharing.Guard``)."""

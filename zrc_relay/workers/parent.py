@@ -26,7 +26,8 @@ from zrc_relay.engine import Surroundings
 from zrc_relay.front import Front
 from zrc_relay.logs.levels import LogFormat, LogLevel
 from zrc_relay.quic.steering import SteeringRefused, open_group
-from zrc_relay.workers.crew import Crew, Watchfulness
+from zrc_relay.workers.berth import Watchfulness
+from zrc_relay.workers.crew import Crew
 from zrc_relay.workers.orders import Kind, Orders, Said
 from zrc_relay.workers.sockets import Sockets
 
@@ -82,7 +83,7 @@ class ParentService(Front):
         return True
 
     def told(self, index: int, said: tuple[Said, ...], lost: int) -> None:
-        """See ``crew.Told``."""
+        """See ``berth.Told``."""
         if lost:
             self._log.warn(
                 "worker {worker} had more to tell than could wait: {lost} things are lost", event="worker.lost_words",

@@ -2,7 +2,7 @@
 
 Theory of operation
 -------------------
-``WorkerProcess`` starts ``python -m zrc_relay.workers.worker`` through Twisted's process support, with one end of a socket pair
+``WorkerProcess`` starts ``python -m zrc_relay.workers`` through Twisted's process support, with one end of a socket pair
 as file descriptor 3, the shared memory as 4 and its UDP sockets from 5 on. AMP runs over the pair. What it writes to its
 standard output and error, which is nothing unless something is badly wrong, goes to the log.
 
@@ -26,7 +26,7 @@ from twisted.python.failure import Failure
 
 from zrc_relay.workers.orders import CHANNEL_FD, FIRST_SOCKET_FD, LIMITS_FD
 
-MODULE: Final = "zrc_relay.workers.worker"
+MODULE: Final = "zrc_relay.workers"
 MAX_LINE: Final = 2000
 """Longest line of its standard error that is logged, in characters."""
 MAX_LINES: Final = 200

@@ -12,8 +12,9 @@ from typing import Final
 
 from twisted.logger import Logger
 
+from zrc_relay.config_values import MAX_PORT
 from zrc_relay.core.wire import Address
-from zrc_relay.engine import cannot_listen, has_no_ipv6
+from zrc_relay.engine import StartError, cannot_listen, has_no_ipv6
 from zrc_relay.quic.steering import open_group, open_single
 from zrc_relay.workers.orders import FIRST_SOCKET_FD, SocketPlace
 
@@ -70,11 +71,15 @@ class Sockets:
         if self.count > 1:
             self.worker_port_base = self._first or port + 1
             for index, mine in enumerate(self._of):
+                number = self.worker_port_base + index
+                if number > MAX_PORT:  # getaddrinfo takes it modulo 65536
+                    msg = f"cannot listen on UDP port {number} for worker {index}: ports end at {MAX_PORT}"
+                    raise StartError(msg)
                 for host in addresses:
                     try:
-                        mine.append(open_single(host, self.worker_port_base + index))
-                    except (OSError, OverflowError) as error:
-                        raise cannot_listen(host, min(self.worker_port_base + index, 65535), error) from error
+                        mine.append(open_single(host, number))
+                    except OSError as error:
+                        raise cannot_listen(host, number, error) from error
 
     @property
     def all(self) -> list[socket.socket]:

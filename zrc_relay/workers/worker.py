@@ -73,7 +73,6 @@ from zrc_relay.workers.remote import TrafficResponder
 from zrc_relay.workers.telling import Outbox, RemoteEvents, RemoteLines, RemoteRecords
 
 _PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
-IGNORED: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,8 +249,6 @@ def die_with_parent(parent: int) -> None:
 
 def main() -> None:
     """Run a worker on the file descriptors that it was given, for the parent whose process id is the argument."""
-    for number in IGNORED:
-        signal.signal(number, signal.SIG_IGN)
     die_with_parent(int(sys.argv[1]))
     from twisted.internet import reactor as installed  # noqa: PLC0415 - importing it installs it, which is for a program to decide
 
@@ -261,7 +258,3 @@ def main() -> None:
     reactor.adoptStreamConnection(CHANNEL_FD, socket.AF_UNIX, Factory.forProtocol(lambda: worker))
     os.close(CHANNEL_FD)
     reactor.run(installSignalHandlers=False)
-
-
-if __name__ == "__main__":
-    main()
