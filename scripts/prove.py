@@ -20,7 +20,7 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 PACKAGE: Final = "figures"
 PATIENCE: Final = 600.0
 """Seconds after which a figure has failed."""
-PATIENCES: Final = {"fuzz": 8 * 600.0 + 600.0}
+PATIENCES: Final = {"fuzz": 8 * 600.0 + 600.0, "workers_admin": 1200.0}
 """The same for figures that take longer by design."""
 
 

@@ -1,7 +1,7 @@
 """A relay on real loopback sockets, in this process or in one of its own, and clients for it.
 
-With ``ZRC_RELAY_TEST_WORKERS`` in the environment the relays that tests make by ``Setup.front``, or start as programs, have so many
-workers. What such a test looks at is what an operator has of a relay (``Front``), which is the same with and without them.
+With ``ZRC_RELAY_TEST_WORKERS`` in the environment the relays that tests make by ``Setup.front``, or start as programs, have so
+many workers. What such a test looks at is what an operator has of a relay (``Front``), which is the same with and without them.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class Setup:
             return RelayService(config, reactor, load=load)
         return ParentService(config, reactor, count=count, load=load)
 
-    def _start(self, service: RelayService | Front) -> None:
+    def _start(self, service: Front) -> None:
         service.startService()
         self._case.addCleanup(service.stopService)
         self.front_service = service

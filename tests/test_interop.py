@@ -18,7 +18,7 @@ from tests import quicgo
 from tests.real_relay import PATIENCE, Client, Setup, ended, eventually, exchange
 from zrc_relay.cli.processes import Child, child_environment
 from zrc_relay.client import notices
-from zrc_relay.core.codes import Role, TerminationReason
+from zrc_relay.core.codes import RedirectReason, Role, TerminationReason
 from zrc_relay.core.token import RelayToken
 
 VECTORS = Path(__file__).resolve().parent.parent / "docs" / "vectors.json"
@@ -60,15 +60,12 @@ class GoProcess:
         return self._child.tail
 
 
-class GoTests(TestCase):
-    """Issue "must show": a client of another QUIC stack handshakes, allocates, exchanges datagrams and releases."""
+class GoCase(TestCase):
+    """Starts quicgo as the ends of ``setup``'s allocations."""
 
     timeout = 4 * PATIENCE
-
-    def setUp(self) -> None:
-        self.setup = Setup(self)
-        self.service = self.setup.service()
-        self.started = 0
+    setup: Setup
+    started = 0
 
     def go(self, mode: str, role: Role | None = None, token: RelayToken | None = None, **flags: object) -> GoProcess:
         if role is not None:
@@ -83,6 +80,14 @@ class GoTests(TestCase):
         )
         self.addCleanup(child.stop)
         return GoProcess(child)
+
+
+class GoTests(GoCase):
+    """Issue "must show": a client of another QUIC stack handshakes, allocates, exchanges datagrams and releases."""
+
+    def setUp(self) -> None:
+        self.setup = Setup(self)
+        self.service = self.setup.service()
 
     async def echoing(self, role: Role) -> Client:
         """A client of the library that sends everything back."""
@@ -208,7 +213,41 @@ class GoTests(TestCase):
         self.assertEqual(go.events("vector_failed"), [])
 
 
+class WorkersTests(GoCase):
+    """Issue "all cores": who cannot choose a routing byte is sent to the right worker, where both ends of an allocation meet."""
+
+    ALLOCATIONS = 8
+
+    def setUp(self) -> None:
+        self.setup = Setup(self, settings={"workers": "4"})
+        self.service = self.setup.front()
+
+    async def test_both_ends_follow_redirects_until_they_meet(self) -> None:
+        await self.setup.ready()
+        redirects = []
+        for number in range(self.ALLOCATIONS):
+            token = self.setup.another_token(allocation_id=bytes([number]) * 16)
+            echo = self.go("echo", Role.PEER, token)
+            ping = self.go("ping", Role.DEVICE, token, count=20, size=1000, rate=200)
+            self.assertEqual(await ping.gone(), 0, ping.said)
+            (result,) = ping.events("result")
+            self.assertEqual((result["sent"], result["received"]), (20, 20), result)
+            self.assertEqual((await echo.event("closed"))["name"], "NO_ERROR")
+            await echo.gone()
+            for end in (echo, ping):
+                self.assertEqual(end.events("violation"), [])
+                redirects.append(end.events("redirect"))
+        for found in redirects:
+            self.assertLessEqual(len(found), 1)  # where it is sent to it is right
+        followed = [event for found in redirects for event in found]
+        # Each end meets the right one of four by chance: that none of 16 was sent elsewhere has a probability of 2e-10.
+        self.assertGreater(len(followed), 0)
+        ports = {address for event in followed for address in event["addresses"]}
+        self.assertEqual({event["reason"] for event in followed}, {RedirectReason.OTHER_WORKER})
+        self.assertNotIn(f"127.0.0.1:{self.setup.port}", ports)
+
+
 if (_missing := quicgo.missing()) is not None:
     # No test is there that would be passed over in silence: there is none, and a line that says so.
     sys.stderr.write(f"tests.test_interop has no tests here: {_missing}\n")
-    del GoTests
+    del GoTests, WorkersTests

@@ -18,14 +18,14 @@ from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from tests.harness import World
-from tests.real_relay import PATIENCE, Setup, exchange, reactor
+from tests.real_relay import PATIENCE, Setup, exchange
 from tests.watching import ACCEPT_OPENMETRICS, Watched, samples
-from zrc_relay.config import load_config
 from zrc_relay.core.counters import Counters
 from zrc_relay.core.histogram import LATELY, Histogram, Sizes, Waits, Worst
+from zrc_relay.engine import StartError
+from zrc_relay.front import Front
 from zrc_relay.metrics.exposition import OPENMETRICS, TEXT
 from zrc_relay.metrics.vitals import LAG_INTERVAL, Bandwidth, Collections, LoopLag, Vitals
-from zrc_relay.service import RelayService, StartError
 
 
 class Answer:

@@ -154,6 +154,12 @@ class ListTests(MergedCase):
         described = self.do(traffic.describe_connections(tuple(name for _, name in ranking.rows)))
         self.assertEqual([item.id if item else None for item in described], ["a", None, "c", None])
 
+    def test_who_asks_and_goes_away_is_nothing_to_log(self) -> None:
+        asked = Deferred.fromCoroutine(self.merged({0: Silent()}).stats())
+        self.assertNoResult(asked)
+        asked.cancel()
+        self.assertEqual(self.flushLoggedErrors(), [])
+
     def test_a_bug_in_one_is_logged_and_the_others_are_shown(self) -> None:
         broken = Canned()
         broken.answer = KeyError("x")

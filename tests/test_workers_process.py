@@ -8,6 +8,8 @@ import re
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -33,6 +35,7 @@ from zrc_relay.client.reconnect import ResilientConnection
 from zrc_relay.client.trust import Trust
 from zrc_relay.core.codes import Role
 from zrc_relay.core.token import RelayToken
+from zrc_relay.workers.process import environment
 
 COUNT = 2
 READY = re.compile(r'"relay\.ready"')
@@ -342,3 +345,13 @@ async def resend(send: Callable[[], object], has_come: Callable[[], bool]) -> No
             raise AssertionError(msg)
 
 
+class VersionTests(SynchronousTestCase):
+    """A program that was upgraded under a running relay."""
+
+    def test_a_worker_of_another_version_than_its_parent_says_so_and_ends(self) -> None:
+        command = [sys.executable, "-m", "zrc_relay.workers", str(os.getpid()), "0.0.0"]
+        done = subprocess.run(
+            command, env=environment(os.environ), capture_output=True, text=True, timeout=PATIENCE, check=False
+        )
+        self.assertEqual(done.returncode, 1)
+        self.assertRegex(done.stderr, r"^version \S+ is installed, and the parent runs 0\.0\.0: restart the relay\n$")

@@ -23,6 +23,7 @@ const (
 	dialPatience  = 30 * time.Second
 	tokenLifetime = 3600
 	dialAtOnce    = 8
+	maxRedirects  = 3
 	probeInterval = 20 * time.Millisecond
 	// quic-go fails the whole connection when a frame exceeds its packet: 1252 bytes over IPv4.
 	longestPayload = 1200
@@ -67,9 +68,9 @@ func (n *noticeCounts) add(name string, count uint64) {
 	n.found[name] += count
 }
 
-// dial completes a handshake.
-func (t *target) dial(ctx context.Context) (*client, error) {
-	remote, err := net.ResolveUDPAddr("udp4", t.address)
+// dial completes a handshake with the relay, or with the worker of it that is at another address.
+func (t *target) dial(ctx context.Context, address string) (*client, error) {
+	remote, err := net.ResolveUDPAddr("udp4", address)
 	if err != nil {
 		return nil, err
 	}
@@ -174,12 +175,53 @@ func (c *client) allocate(ctx context.Context, t *target, allocation token, role
 			allocated = true
 		case typeChannel:
 			c.channel = value
+		case typeRedirect:
+			return redirection(value)
 		case typeError:
 			return fmt.Errorf("the relay answers with ERROR %x", value)
 		}
 	}
 	go c.listen(answers)
 	return nil
+}
+
+// redirected says where a client has to go on.
+type redirected struct{ address string }
+
+func (r redirected) Error() string { return "the relay sends us to " + r.address }
+
+// redirection is what a REDIRECT says.
+func redirection(value []byte) error {
+	m, err := decode(typeRedirect, value)
+	if err != nil {
+		return err
+	}
+	for _, next := range m.addresses {
+		if next.family != 0 {
+			return redirected{next.String()}
+		}
+	}
+	return errors.New("the relay sends us nowhere")
+}
+
+// allocated dials and allocates, wherever the relay sends us.
+func (t *target) allocated(ctx context.Context, allocation token, role uint8) (*client, error) {
+	address := t.address
+	for hop := 0; ; hop++ {
+		c, err := t.dial(ctx, address)
+		if err != nil {
+			return nil, err
+		}
+		if err = c.allocate(ctx, t, allocation, role); err == nil {
+			return c, nil
+		}
+		c.close()
+		var elsewhere redirected
+		if !errors.As(err, &elsewhere) || hop == maxRedirects {
+			return nil, err
+		}
+		address = elsewhere.address
+	}
 }
 
 // listen reads the relay's notices until the connection ends.
@@ -231,8 +273,10 @@ func (t *target) pair(ctx context.Context) (pair [2]*client, err error) {
 		}
 	}
 	for role := range pair {
-		if pair[role], err = t.dial(ctx); err == nil && !t.plain {
-			err = pair[role].allocate(ctx, t, allocation, uint8(role))
+		if t.plain {
+			pair[role], err = t.dial(ctx, t.address)
+		} else {
+			pair[role], err = t.allocated(ctx, allocation, uint8(role))
 		}
 		if err != nil {
 			for _, made := range pair[:role] {

@@ -36,7 +36,7 @@ func handshakes(ctx context.Context, t *target, p *plan, count int) (*handshakeR
 		return nil, err
 	}
 	time.Sleep(settle)
-	before, err := usageOf(p.pid)
+	before, err := usageOf(p.pids)
 	if err != nil {
 		return nil, err
 	}
@@ -46,7 +46,7 @@ func handshakes(ctx context.Context, t *target, p *plan, count int) (*handshakeR
 	}
 	found := &handshakeResult{Handshakes: count, Seconds: time.Since(began).Seconds(), LoadCPU: ownCPU() - own}
 	time.Sleep(settle)
-	after, err := usageOf(p.pid)
+	after, err := usageOf(p.pids)
 	found.RelayCPU = after.cpu - before.cpu
 	return found, err
 }
@@ -54,13 +54,7 @@ func handshakes(ctx context.Context, t *target, p *plan, count int) (*handshakeR
 func (t *target) connectAgain(ctx context.Context, count int) error {
 	for ; count > 0; count-- {
 		one, cancel := context.WithTimeout(ctx, dialPatience)
-		c, err := t.dial(one)
-		if err == nil && !t.plain {
-			var allocation token
-			if allocation, err = t.mintToken(); err == nil {
-				err = c.allocate(one, t, allocation, 0)
-			}
-		}
+		c, err := t.again(one)
 		cancel()
 		if err != nil {
 			return err
@@ -68,6 +62,18 @@ func (t *target) connectAgain(ctx context.Context, count int) error {
 		c.close()
 	}
 	return nil
+}
+
+// again is one connection; to our relay, with an allocation of its own.
+func (t *target) again(ctx context.Context) (*client, error) {
+	if t.plain {
+		return t.dial(ctx, t.address)
+	}
+	allocation, err := t.mintToken()
+	if err != nil {
+		return nil, err
+	}
+	return t.allocated(ctx, allocation, 0)
 }
 
 // streamResult is what is printed about streams.
@@ -104,14 +110,14 @@ func streams(ctx context.Context, t *target, p *plan, count int) (*streamResult,
 		}()
 	}
 	time.Sleep(p.warmUp)
-	before, err := usageOf(p.pid)
+	before, err := usageOf(p.pids)
 	if err != nil {
 		return nil, err
 	}
 	began, own, first := time.Now(), ownCPU(), atomic.LoadUint64(&arrived)
 	time.Sleep(p.seconds)
 	found := &streamResult{Seconds: time.Since(began).Seconds(), LoadCPU: ownCPU() - own, Bytes: atomic.LoadUint64(&arrived) - first}
-	after, err := usageOf(p.pid)
+	after, err := usageOf(p.pids)
 	found.RelayCPU = after.cpu - before.cpu
 	atomic.StoreInt32(&stop, 1)
 	time.Sleep(drain)

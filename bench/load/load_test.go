@@ -188,3 +188,25 @@ func TestPacketsPassBetweenLinksAlsoWhenKeysChange(t *testing.T) {
 		t.Error("a changed packet passes")
 	}
 }
+
+func TestRedirectionLeadsToTheFirstAddress(t *testing.T) {
+	value := []byte{3, 7, 2, 0, 4, 192, 0, 2, 1, 0x11, 0x52}
+	if found, is := redirection(value).(redirected); !is || found.address != "192.0.2.1:4434" {
+		t.Errorf("%v", redirection(value))
+	}
+	for _, wrong := range [][]byte{{3, 7, 1, 0}, {3, 7, 0}, value[:8]} {
+		if _, is := redirection(wrong).(redirected); is || redirection(wrong) == nil {
+			t.Errorf("%x leads to %v", wrong, redirection(wrong))
+		}
+	}
+}
+
+func TestProcessesAreReadFromAFlag(t *testing.T) {
+	var p processes
+	if err := p.Set("12,34"); err != nil || len(p) != 2 || p[0] != 12 || p[1] != 34 {
+		t.Errorf("%v, %v", p, err)
+	}
+	if p.Set("12,") == nil || p.Set("all") == nil {
+		t.Error("what is no process id is accepted")
+	}
+}

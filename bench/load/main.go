@@ -59,7 +59,7 @@ func start() (int, error) {
 	flag.DurationVar(&p.settle, "settle", 0, "after all are connected, before anything is sent")
 	flag.DurationVar(&p.warmUp, "warm-up", time.Second, "before the measurement")
 	flag.DurationVar(&p.seconds, "seconds", 5*time.Second, "of the measurement")
-	flag.IntVar(&p.pid, "relay-pid", 0, "process id of the relay, to measure what it uses")
+	flag.Var(&p.pids, "relay-pid", "process `id` of the relay, to measure what it uses; several with commas between them")
 	flag.Parse()
 	if err := check(t, p, *mode, *engine, *count, *direct); err != nil {
 		return exitUsage, err
@@ -151,7 +151,7 @@ func measure(t *target, p *plan, mode string, count int, direct bool) (any, erro
 	case "streams":
 		return streams(ctx, t, p, count)
 	}
-	idle, err := usageOf(p.pid)
+	idle, err := usageOf(p.pids)
 	if err != nil {
 		return nil, err
 	}

@@ -1,6 +1,6 @@
 package main
 
-// What the kernel says about the relay's process.
+// What the kernel says about the relay's process, or processes.
 
 import (
 	"fmt"
@@ -13,18 +13,47 @@ import (
 
 const ticksPerSecond = 100 // USER_HZ, the same on every Linux that Go runs on
 
-// usage is what a process has used so far.
+// processes are the ids of a relay's processes; a flag.
+type processes []int
+
+func (p *processes) String() string { return strings.Trim(fmt.Sprint(*p), "[]") }
+
+// Set reads ids with commas between them.
+func (p *processes) Set(text string) error {
+	*p = nil
+	for _, each := range strings.Split(text, ",") {
+		pid, err := strconv.Atoi(each)
+		if err != nil {
+			return err
+		}
+		*p = append(*p, pid)
+	}
+	return nil
+}
+
+// usage is what processes have used so far.
 type usage struct {
 	cpu     float64 // seconds, user and system
 	wakeups uint64  // how often a thread had waited for something and went on
 	memory  uint64  // bytes that are resident
 }
 
-// usageOf reads /proc; for pid 0 it is all zero.
-func usageOf(pid int) (u usage, err error) {
-	if pid == 0 {
-		return u, nil
+// usageOf is what all of them have used together; it is all zero when there are none.
+func usageOf(pids processes) (sum usage, err error) {
+	for _, pid := range pids {
+		u, err := usageOfOne(pid)
+		if err != nil {
+			return sum, err
+		}
+		sum.cpu += u.cpu
+		sum.wakeups += u.wakeups
+		sum.memory += u.memory
 	}
+	return sum, nil
+}
+
+// usageOfOne reads /proc.
+func usageOfOne(pid int) (u usage, err error) {
 	base := filepath.Join("/proc", strconv.Itoa(pid))
 	if u.cpu, err = ticks(base); err != nil {
 		return u, err

@@ -208,7 +208,7 @@ type plan struct {
 	rate                float64 // payloads a second over all pairs; 0 for as many as go through
 	settle, warmUp      time.Duration
 	seconds             time.Duration
-	pid                 int
+	pids                processes
 }
 
 // result is what is printed at the end. Times are in seconds unless the name says otherwise.
@@ -242,10 +242,10 @@ type snapshot struct {
 	own               float64
 }
 
-func look(roads []*road, ends []end, pid int) (snapshot, error) {
+func look(roads []*road, ends []end, pids processes) (snapshot, error) {
 	s := snapshot{at: time.Now(), own: ownCPU()}
 	var err error
-	s.used, err = usageOf(pid)
+	s.used, err = usageOf(pids)
 	for _, r := range roads {
 		s.sent = append(s.sent, atomic.LoadUint64(&r.flow.sent))
 		s.arrived = append(s.arrived, atomic.LoadUint64(&r.flow.arrived))
@@ -325,12 +325,12 @@ func run(pairs [][2]end, p *plan) (*result, error) {
 	}
 	time.Sleep(p.warmUp)
 	setCounting(roads, true)
-	before, err := look(roads, ends, p.pid)
+	before, err := look(roads, ends, p.pids)
 	if err != nil {
 		return nil, err
 	}
 	time.Sleep(p.seconds)
-	after, err := look(roads, ends, p.pid)
+	after, err := look(roads, ends, p.pids)
 	setCounting(roads, false)
 	atomic.StoreInt32(&stop, 1)
 	if err != nil {

@@ -8,6 +8,7 @@ import os
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, Final
 
 from twisted.internet.defer import Deferred
@@ -40,8 +41,7 @@ class Crew:
     def processes(self) -> set[int]:
         """All processes that the parent has, the spare among them."""
         pid = self.relay.child.pid
-        with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as children:
-            return set(map(int, children.read().split()))
+        return set(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()))
 
     def metrics(self) -> Metrics:
         """What /metrics says now."""
@@ -77,7 +77,7 @@ def crew_process(count: int, settings: Mapping[str, str] | None = None, *, tier:
 
 
 async def steadily(reactor: Any, rate: float, action: Callable[[int], None], until: Callable[[], bool]) -> int:
-    """Call ``action`` with 0, 1, 2 ... ``rate`` times a second until ``until``; what is late is done at once. How many it were."""
+    """Call ``action`` with 0, 1, 2 ... ``rate`` times a second until ``until``, what is late at once; returns how often."""
     begun, count = time.monotonic(), 0
 
     def some() -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, Final, TypeVar
 
-from twisted.internet.defer import Deferred, DeferredList
+from twisted.internet.defer import CancelledError, Deferred, DeferredList
 from twisted.internet.defer import TimeoutError as TooLate
 from twisted.logger import Logger
 
@@ -138,7 +138,7 @@ class MergedTraffic:
         for index, (is_answer, result) in zip(asked, results, strict=True):
             if is_answer:
                 found[index] = result
-            elif not result.check(OperationError, TooLate):
+            elif not result.check(OperationError, TooLate, CancelledError):  # the last one: whoever asked has gone
                 self._log.failure(
                     "the admin endpoint could not answer {action}", result, event="admin.failed", action=f"worker {index}'s part"
                 )

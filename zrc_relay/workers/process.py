@@ -24,6 +24,7 @@ from twisted.logger import Logger
 from twisted.protocols import amp
 from twisted.python.failure import Failure
 
+from zrc_relay import __version__
 from zrc_relay.workers.orders import CHANNEL_FD, FIRST_SOCKET_FD, LIMITS_FD
 
 MODULE: Final = "zrc_relay.workers"
@@ -58,7 +59,7 @@ class WorkerProcess(ProcessProtocol):
             descriptors |= {FIRST_SOCKET_FD + number: each.fileno() for number, each in enumerate(sockets)}
             reactor.adoptStreamConnection(ours.fileno(), socket.AF_UNIX, Factory.forProtocol(lambda: self.protocol))
             transport = reactor.spawnProcess(
-                self, sys.executable, [sys.executable, "-m", MODULE, str(os.getpid())],
+                self, sys.executable, [sys.executable, "-m", MODULE, str(os.getpid()), __version__],
                 env=environment(os.environ), childFDs=descriptors,
             )
             self.pid = transport.pid

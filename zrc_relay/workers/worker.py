@@ -31,6 +31,7 @@ from twisted.internet.protocol import Factory, connectionDone
 from twisted.logger import Logger, globalLogBeginner
 from twisted.python.failure import Failure
 
+from zrc_relay import __version__
 from zrc_relay.control.local import LocalTraffic
 from zrc_relay.control.management import Clocks
 from zrc_relay.control.reporting import Reporter
@@ -248,8 +249,11 @@ def die_with_parent(parent: int) -> None:
 
 
 def main() -> None:
-    """Run a worker on the file descriptors that it was given, for the parent whose process id is the argument."""
-    die_with_parent(int(sys.argv[1]))
+    """Run a worker on the file descriptors that it was given; the arguments are the parent's process id and its version."""
+    parent, version = sys.argv[1:]
+    die_with_parent(int(parent))
+    if version != __version__:
+        sys.exit(f"version {__version__} is installed, and the parent runs {version}: restart the relay")
     from twisted.internet import reactor as installed  # noqa: PLC0415 - importing it installs it, which is for a program to decide
 
     reactor: Any = installed
