@@ -10,14 +10,17 @@ from typing import Any, ClassVar
 
 from klein import Klein
 from nacl.signing import SigningKey
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import connectProtocol
+from twisted.internet.task import deferLater
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.admin_support import READ_TOKEN, WRITE_TOKEN, AdminCase, Answer, exchange, request_bytes, write_tokens
-from tests.real_relay import ended, eventually, eventually_answers
+from tests.admin_support import READ_TOKEN, WRITE_TOKEN, AdminCase, Answer, Exchange, exchange, request_bytes, write_tokens
+from tests.real_relay import ended, eventually, eventually_answers, reactor
 from tests.real_relay import exchange as exchange_datagrams
 from zrc_relay.client import errors
 from zrc_relay.client.errors import DeviceUnknown, Draining, Terminated
-from zrc_relay.control.admin import Admin
+from zrc_relay.control.admin import GONE, Admin
 from zrc_relay.control.auth import REFUSALS
 from zrc_relay.control.incoming import MAX_BODY
 from zrc_relay.control.openapi import document, statuses
@@ -193,6 +196,28 @@ class RequestTests(AdminCase):
         answer = await self.ask("GET", "/admin/stats")
         self.assertEqual((answer.headers["cache-control"], answer.headers["x-content-type-options"]), ("no-store", "nosniff"))
         self.assertEqual((answer.headers["content-type"], answer.headers["server"]), ("application/json", "zrc-relay"))
+
+    async def test_what_a_client_asked_for_that_hangs_up_is_done_to_its_end(self) -> None:
+        asked: Deferred[None] = Deferred()
+        may_go_on: Deferred[None] = Deferred()
+        drain = self.administration.operations.drain
+
+        async def slowly() -> Any:
+            asked.callback(None)
+            await may_go_on
+            return await drain()
+
+        self.patch(self.administration.operations, "drain", slowly)
+        client = Exchange(request_bytes("POST", "/admin/drain", token=WRITE_TOKEN, value={}))
+        await connectProtocol(self.client, client)
+        await asked
+        client.close()
+        await client.done
+        await deferLater(reactor, 0)
+        may_go_on.callback(None)
+        await eventually(self.audited, "a line in the audit log")
+        (record,) = self.audited()
+        self.assertEqual((record["action"], record["outcome"], record["detail"]), ("drain", "done", GONE))
 
     async def test_an_error_of_our_own_is_500_and_says_nothing_of_itself(self) -> None:
         self.patch(type(self.administration.operations), "stats", None)

@@ -67,7 +67,7 @@ class WorkersCase(ProcessCase):
 
     def pids(self) -> dict[int, int]:
         """By index, the process that was ready last."""
-        return {int(line["worker"].split()[1]): line["pid"] for line in self.events("worker.ready")}
+        return {line["worker"]: line["pid"] for line in self.events("worker.ready")}
 
     async def spare(self) -> None:
         """Wait for the process that takes the place of one that dies."""
@@ -166,7 +166,7 @@ class DeathTests(WorkersCase):
         self.assertFalse(device.relay.is_closed or peer.relay.is_closed)
         await resend(lambda: victim.send(b"back"), lambda: b"back" in got)
         (gone,) = self.events("worker.gone")
-        self.assertEqual((gone["worker"], gone["pid"], gone["reason"]), ("worker 1", pids[1], "killed by signal 9"))
+        self.assertEqual((gone["worker"], gone["pid"], gone["reason"]), (1, pids[1], "killed by signal 9"))
         self.assertNotEqual(self.pids()[1], pids[1])
         after = await self.metrics()
         self.assertEqual(values(after, "zrc_relay_worker_restarts_total"), [1.0])

@@ -7,11 +7,22 @@ comes all the same; Twisted's own ``LoopingCall`` and ``TimerService`` stop for 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 from twisted.application.service import Service
+from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from zrc_relay.quic.clock import Clock, DelayedCall
+
+T = TypeVar("T")
+
+
+def shielded(work: Deferred[T]) -> Deferred[T]:
+    """Fires as ``work`` does. Whoever cancels it waits no longer; the work goes on, and what comes of it is nobody's."""
+    waiter: Deferred[T] = Deferred()
+    work.addCallbacks(waiter.callback, waiter.errback)
+    return waiter
 
 
 class Ticker(Service):

@@ -15,13 +15,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, Final, TypeVar, cast
 
 from klein import Klein
-from twisted.internet.defer import CancelledError
+from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.web.resource import IResource
 from werkzeug.exceptions import HTTPException
@@ -49,9 +48,11 @@ from zrc_relay.control.schema import plain
 from zrc_relay.control.slices import ROWS, in_slices
 from zrc_relay.core.cidr import Access, Network
 from zrc_relay.quic.clock import Clock
+from zrc_relay.tasks import shielded
 
 Handler = TypeVar("Handler", bound=Callable[..., Awaitable[Any]])
 
+GONE: Final = "whoever asked did not wait for the answer"
 NO_ROUTE: Final = "request"
 """What the audit log calls a request that no route is for."""
 _TARGETS: Final = ("id", "device_id", "network")
@@ -84,7 +85,7 @@ def serves(app: Klein, name: str) -> Callable[[Handler], Handler]:
 
         @app.route(path, methods=[route.method], endpoint=name)
         async def handle(self: Admin, request: Any, **parts: str) -> None:
-            await self.answer(Call(request, route), lambda call: handler(self, call), parts)
+            await self.see_through(Call(request, route), lambda call: handler(self, call), parts)
 
         del handle
         return handler
@@ -134,6 +135,11 @@ class Admin:
 
     # -- the one way
 
+    def see_through(self, call: Call, handler: Callable[[Call], Awaitable[Any]], parts: Mapping[str, str]) -> Deferred[None]:
+        """``answer``, to its end: Klein cancels what it waits for when a client goes, and half a reload is worse than none."""
+        call.request.notifyFinish().addErrback(lambda _: call.notes.__setitem__("detail", GONE))
+        return shielded(Deferred.fromCoroutine(self.answer(call, handler, parts)))
+
     async def answer(self, call: Call, handler: Callable[[Call], Awaitable[Any]], parts: Mapping[str, str]) -> None:
         """Deal with one request, from who it is to the line in the audit log."""
         request, route = call.request, call.route
@@ -158,9 +164,6 @@ class Admin:
             self._refuse(call, problem)
         except OperationError as error:
             self._refuse(call, problem_of(error))
-        except CancelledError:  # whoever asked is gone
-            self._note(call, None, Outcome.FAILED, "the connection was lost")
-            raise
         except Exception:
             self._log.failure("the admin endpoint could not answer {action}", event="admin.failed", action=self._action(call))
             self._refuse(call, Problem(500, "an error in the relay; its log says more"))
@@ -169,8 +172,7 @@ class Admin:
         """Wait for the end of a stream, which is usually that whoever listened is gone."""
         self._streams[stream] = principal
         stream.begin()
-        with suppress(CancelledError):
-            await stream.over
+        await stream.over
         del self._streams[stream]
 
     async def _send(self, request: Any, status: int, found: Any) -> None:

@@ -121,7 +121,7 @@ class ParentEnd(PairEnd):
         try:
             self.berth.house.listener.told(self.berth.index, said, lost)
         except Exception:  # an answer that is an error would end the connection, and with it the worker
-            self._log.failure("what {worker} told could not be kept", event="worker.untold", worker=self.berth.name)
+            self._log.failure("what worker {worker} told could not be kept", event="worker.untold", worker=self.berth.index)
         return {}
 
 
@@ -163,14 +163,16 @@ class Berth:
         house = self.house
         self._timer = None
         self.state, self._started_at = State.STARTING, house.now()
-        self.heard_at = self._started_at + START_TIMEOUT - house.watchfulness.stall
         self._ended = Deferred()
         try:
             process, protocol = house.someone()
         except OSError as error:
             self._process_ended(f"it could not be started: {error}")
             return
-        process.name, process.on_end, protocol.berth = self.name, self._process_ended, self
+        process.place, process.on_end, protocol.berth = self.index, self._process_ended, self
+        # One that has just been started may take its time; one that has waited here as a spare has loaded all that there is.
+        allowance = 0.0 if self._started_at - process.started_at > START_TIMEOUT else START_TIMEOUT - house.watchfulness.stall
+        self.heard_at = self._started_at + max(0.0, allowance)
         self._process, self._protocol = process, protocol
         house.fleet.begun(self.index, process.pid)
         self.tell(Begin, beginning=house.beginning(self.index)).addCallbacks(self._begun, self._not_begun, (protocol,))
@@ -182,10 +184,20 @@ class Berth:
         told: Deferred[Any] = self._protocol.callRemote(command, **arguments)
         return told
 
+    def stalled(self) -> None:
+        """Nothing was heard for too long: end whoever is there."""
+        self.heard_at = self.house.now()  # killed once
+        if self.state is State.STARTING:
+            self.kill("it did not begin in time")
+        else:
+            self.kill(f"it stood still for more than {self.house.watchfulness.stall:g} s")
+
     def kill(self, why: str) -> None:
         """End whoever is there, who will be replaced."""
         if self._process is not None:
-            self._log.error("{worker} is killed: {problem}", event="worker.killed", worker=self.name, pid=self.pid, problem=why)
+            self._log.error(
+                "worker {worker} is killed: {problem}", event="worker.killed", worker=self.index, pid=self.pid, problem=why
+            )
             self._process.kill()
 
     def stop(self) -> Deferred[None]:
@@ -222,7 +234,7 @@ class Berth:
         self.state, self.heard_at = State.READY, self.house.now()
         self.traffic = RemoteTraffic(protocol)
         self._log.info(
-            "{worker} is ready", event="worker.ready", worker=self.name, pid=self.pid,
+            "worker {worker} is ready", event="worker.ready", worker=self.index, pid=self.pid,
             seconds=round(self.heard_at - self._started_at, 3),
         )
         self.house.became_ready(self)
@@ -243,8 +255,8 @@ class Berth:
         if not house.is_stopping:
             delay = self.restarts.next_delay(lived)
             self._log.error(
-                "{worker} is gone ({reason}); it is replaced in {delay} s", event="worker.gone", worker=self.name, pid=pid,
-                reason=how, seconds=round(lived, 3), delay=delay,
+                "worker {worker} is gone ({reason}); it is replaced in {delay} s", event="worker.gone",
+                worker=self.index, pid=pid, reason=how, seconds=round(lived, 3), delay=delay,
             )
             self._timer = house.reactor.callLater(delay, self.start)
         ended, self._ended = self._ended, None

@@ -173,7 +173,7 @@ class Crew(MultiService):
 
     def _someone_new(self) -> tuple[WorkerProcess, ParentEnd]:
         protocol = ParentEnd()
-        process = WorkerProcess("spare worker", protocol, self._spare_ended)
+        process = WorkerProcess(protocol, self._spare_ended)
         process.start(self.reactor, self.memory.fd, self.sockets.all)
         return process, protocol
 
@@ -289,10 +289,8 @@ class Crew(MultiService):
                 berth.heard_at = max(berth.heard_at, now)
             return
         for berth in self.berths:
-            silent = now - berth.heard_at
-            if berth.state is not State.DOWN and silent > self.watchfulness.stall:
-                berth.heard_at = now  # killed once
-                berth.kill(f"it has stood still for {silent:.1f} s")
+            if berth.state is not State.DOWN and now - berth.heard_at > self.watchfulness.stall:
+                berth.stalled()
 
 
 def _sum_of_ended(answers: list[Any]) -> int:

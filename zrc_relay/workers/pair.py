@@ -1,6 +1,7 @@
-"""An end of the socket pair between a parent and a worker: AMP, without its lines in the log for each pair made and lost.
+"""An end of the socket pair between a parent and a worker: AMP with two of its habits taken away.
 
-What they would say is in the log already, by the name of the worker, and why it ended.
+It has no lines in the log for each pair made and lost: what they would say is there already, by the name of the worker, and why
+it ended. And whoever stops waiting for an answer, because a client has gone or time is up, does not end the pair.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from twisted.internet.protocol import connectionDone
 from twisted.protocols import amp
 from twisted.python.failure import Failure
 
+from zrc_relay.tasks import shielded
+
 
 class PairEnd(amp.AMP):
     """See the module's docstring."""
@@ -18,6 +21,11 @@ class PairEnd(amp.AMP):
     def makeConnection(self, transport: Any) -> None:
         """The other end can be talked to."""
         amp.BinaryBoxProtocol.makeConnection(self, transport)
+
+    def callRemote(self, commandType: Any, *arguments: Any, **named: Any) -> Any:  # noqa: N802, N803 - Twisted's names
+        """As AMP's, but an answer that nobody waits for any more does no harm: AMP ends the connection when one comes."""
+        answer = super().callRemote(commandType, *arguments, **named)
+        return answer if answer is None else shielded(answer)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The other end is gone."""

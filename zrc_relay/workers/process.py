@@ -35,20 +35,22 @@ MAX_LINES: Final = 200
 
 
 class WorkerProcess(ProcessProtocol):
-    """One life of a worker, over ``protocol``. ``name`` and ``on_end`` belong to the place that it has, and come with that.
+    """One life of a worker, over ``protocol``. ``place`` and ``on_end`` come with the place that it gets; a spare has none.
 
     ``on_end`` is called with a sentence when the process is over.
     """
 
     _log = Logger()
 
-    def __init__(self, name: str, protocol: amp.AMP, on_end: Callable[[str], None]) -> None:
-        self.name = name
+    def __init__(self, protocol: amp.AMP, on_end: Callable[[str], None]) -> None:
+        self.place: int | None = None
         self.protocol = protocol
         self.on_end = on_end
         self._unfinished = b""
         self._lines = 0
         self.pid = 0
+        self.started_at = 0.0
+        """Monotonic seconds."""
 
     def start(self, reactor: Any, limits_fd: int, sockets: Sequence[socket.socket]) -> None:
         """Start the process; ``OSError`` when that cannot be done."""
@@ -62,7 +64,7 @@ class WorkerProcess(ProcessProtocol):
                 self, sys.executable, [sys.executable, "-m", MODULE, str(os.getpid()), __version__],
                 env=environment(os.environ), childFDs=descriptors,
             )
-            self.pid = transport.pid
+            self.pid, self.started_at = transport.pid, reactor.seconds()
             transport.closeStdin()
         finally:
             ours.close()
@@ -89,7 +91,7 @@ class WorkerProcess(ProcessProtocol):
         self._lines += 1
         if line.strip() and self._lines <= MAX_LINES:
             text = line.decode("utf-8", "replace")[:MAX_LINE]
-            self._log.error("{worker}: {text}", event="worker.output", worker=self.name, text=text)
+            self._log.error("a worker wrote: {text}", event="worker.output", worker=self.place, text=text)
 
     def processEnded(self, reason: Failure) -> None:
         """It is over, and all that it wrote has been read."""

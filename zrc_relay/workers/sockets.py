@@ -50,8 +50,8 @@ class Sockets:
                     raise
             else:
                 break
-        for sock in self._of[0]:
-            self._log.info("listening on UDP {address}", event="listen.udp", address=str(_address(sock)))
+        for address in dict.fromkeys(str(_address(sock)) for sock in self.all):
+            self._log.info("listening on UDP {address}", event="listen.udp", address=address)
 
     def _open(self) -> None:
         self._of = [[] for _ in range(self.count)]
