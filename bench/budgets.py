@@ -11,7 +11,7 @@ from enum import Enum
 from typing import Final
 
 from bench.scenarios import MANY, SATURATION, paced, pairs_label
-from bench.systems import AIOQUIC, COTURN, GENERAL, NO_RELAY, OURS, QUIC_GO, QUINN
+from bench.systems import AIOQUIC, COMPILED, COTURN, GENERAL, NO_RELAY, OURS, QUIC_GO, QUINN
 
 
 class How(Enum):
@@ -53,6 +53,7 @@ def _called(rival: str) -> str:
 
 BUDGETS: Final = (
     *_datagrams(),
+    Budget("this relay compiled, CPU, against itself in Python, at saturation", SATURATION, COMPILED, OURS, 0.83, 0.6),
     Budget("channels, packets singly, CPU, against coturn, at saturation", "channels", OURS, COTURN, 1.3, 1.0),
     Budget("channels, packets singly, CPU, against coturn, at 20,000 a second", "channels-20k", OURS, COTURN, 1.3, 1.0),
     Budget("channels, trains of 16, CPU, against coturn", "channels-16", OURS, COTURN, 0.25, 0.12),

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Final
 
-from bench.systems import AIOQUIC, COTURN, GENERAL, NO_RELAY, OURS, QUIC_GO, QUINN
+from bench.systems import AIOQUIC, COMPILED, COTURN, GENERAL, NO_RELAY, OURS, QUIC_GO, QUINN
 
 BASE_PAIRS: Final = 4
 BASE_SIZE: Final = 1100
@@ -104,8 +104,8 @@ def pairs_label(pairs: int) -> str:
     return f"{pairs} pair" + ("s" if pairs > 1 else "")
 
 
-ALL: Final = (OURS, GENERAL, QUIC_GO, QUINN, AIOQUIC, COTURN)
-FAST_ONES: Final = (OURS, QUIC_GO, QUINN)
+ALL: Final = (OURS, COMPILED, GENERAL, QUIC_GO, QUINN, AIOQUIC, COTURN)
+FAST_ONES: Final = (OURS, COMPILED, QUIC_GO, QUINN)
 MANY: Final = 1000
 GROWTH: Final = (1, 4, 100, MANY)
 RATES: Final = (20_000, 5_000, 1_000)

@@ -7,6 +7,7 @@ they come.
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ TURN_PORT: Final = 34780
 LISTENING: Final = r"listening on (?:UDP )?\S*:(\d+)"
 
 OURS: Final = "zrc-relay"
+COMPILED: Final = "zrc-relay compiled"
 GENERAL: Final = "zrc-relay, fast_path = false"
 QUIC_GO: Final = "quic-go relay"
 QUINN: Final = "quinn relay"
@@ -84,9 +86,12 @@ class System:
 
 
 @contextlib.contextmanager
-def _ours(workshop: Workshop, settings: Mapping[str, str]) -> Iterator[Running]:
+def _ours(workshop: Workshop, settings: Mapping[str, str], package: Path | None = None) -> Iterator[Running]:
     made = workshop.setup("-".join(["relay", *settings.values()]), settings)
-    with Child("relay", relay_command(made.config), made.directory, child_environment()) as child:
+    environment = child_environment()
+    if package is not None:
+        environment["PYTHONPATH"] = os.pathsep.join((str(package), environment["PYTHONPATH"]))
+    with Child("relay", relay_command(made.config), made.directory, environment) as child:
         port = int(child.wait_for(LISTENING, timeout=START_PATIENCE).group(1))
         yield Running(child, port, [
             f"-cert-sha256={made.fingerprint.hex()}", f"-relay-id={made.relay_id.hex()}",
@@ -142,6 +147,7 @@ SYSTEMS: Final[Mapping[str, System]] = {
     system.name: system
     for system in (
         System(OURS, lambda workshop: _ours(workshop, {}), lambda: None),
+        System(COMPILED, lambda workshop: _ours(workshop, {}, build.compiled_relay()), _builds(build.compiled_relay)),
         System(GENERAL, lambda workshop: _ours(workshop, {"fast_path": "false"}), _has_fast_path),
         System(QUIC_GO, lambda workshop: _pairing(workshop, [build.quicgo_relay()], f"{HOST}:0"), _builds(build.quicgo_relay)),
         System(QUINN, lambda workshop: _pairing(workshop, [build.quinn_relay()], f"{HOST}:0"), _builds(build.quinn_relay)),

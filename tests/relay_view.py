@@ -23,7 +23,7 @@ OVERSIZE = 0x01
 def relay_end(world: World, client: TestClient | ScriptedClient) -> RelayConnection:
     """The relay's end of ``client``'s connection, wherever the client is now."""
     wanted = client.quic.original_destination_connection_id
-    connections: set[RelayConnection] = vars(world.endpoint)["_connections"]
+    connections = world.endpoint.all_connections()
     (found,) = [connection for connection in connections if connection.first_destination_id == wanted]
     return found
 

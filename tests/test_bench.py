@@ -13,7 +13,7 @@ from xml.etree import ElementTree as ET
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from bench import generator, plots, turn
+from bench import flame, generator, plots, turn
 from bench.budgets import BUDGETS, Budget, How
 from bench.generator import MeasurementFailed, NotOffered
 from bench.outcome import METRICS, WRONG, Figure, Outcome, Sample
@@ -343,3 +343,36 @@ class PlotTests(SynchronousTestCase):
     def test_numbers_have_three_digits(self) -> None:
         shown = [plots.number(value) for value in (0, 0.01234, 0.5, 4.56, 12.34, 99.96, 123.4, 85_321, 1e6)]
         self.assertEqual(shown, ["0", "0.0123", "0.5", "4.56", "12.3", "100", "123", "85,300", "1,000,000"])
+
+
+class FlameTests(SynchronousTestCase):
+    """A flame graph shows each function as wide as its share of the samples, above who called it."""
+
+    STACKS = (
+        "run (app.py);relay (zrc_relay/a.py) 30", "run (app.py);relay (zrc_relay/a.py);<lambda> (zrc_relay/b.py) 60",
+        "other (c.py) 10",
+    )
+
+    def boxes(self) -> dict[str, tuple[float, float, float]]:
+        """For each function its share in percent, how wide it is drawn, and how far down."""
+        root = ET.fromstring(flame.draw(flame.gather(self.STACKS), "at <rest>"))  # noqa: S314 - ours
+        found = {}
+        for group in root.findall("{*}g"):
+            name, _, share = (group.findtext("{*}title") or "").rpartition(": ")
+            box = next(group.iter("{http://www.w3.org/2000/svg}rect"))
+            found[name] = (float(share.rstrip("%")), float(box.get("width", 0)), float(box.get("y", 0)))
+        return found
+
+    def test_widths_are_shares(self) -> None:
+        boxes = self.boxes()
+        self.assertEqual({name: share for name, (share, _, _) in boxes.items()}, {
+            "run (app.py)": 90.0, "relay (zrc_relay/a.py)": 90.0, "<lambda> (zrc_relay/b.py)": 60.0, "other (c.py)": 10.0,
+        })
+        for share, width, _ in boxes.values():
+            self.assertAlmostEqual(width / flame.WIDTH, share / 100)
+
+    def test_who_is_called_stands_above_the_caller(self) -> None:
+        boxes = self.boxes()
+        heights = [boxes[name][2] for name in ("run (app.py)", "relay (zrc_relay/a.py)", "<lambda> (zrc_relay/b.py)")]
+        self.assertEqual(heights, sorted(heights, reverse=True))
+        self.assertEqual(boxes["other (c.py)"][2], heights[0])

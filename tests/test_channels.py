@@ -188,9 +188,9 @@ class ForwardingTests(SynchronousTestCase):
 
     def test_when_both_ends_have_the_same_address_nobody_knows_who_it_is_from(self) -> None:
         device, _peer = (scene := Scene()).ends()
-        one, other = (connection for connection in vars(scene.endpoint)["_connections"])
-        self.patch(one.quic, "_validated_address", None)
-        self.patch(type(one), "route", property(lambda _: (device.sockaddr, scene.network.hosts[RELAY_ADDRESS])))
+        one, other = (connection for connection in scene.endpoint.all_connections())
+        for connection in (one, other):
+            vars(connection.quic)["_network_paths"][0].addr = (device.sockaddr, scene.network.hosts[RELAY_ADDRESS])
         self.assertEqual(one.route, other.route)
         device.say(b"x")
         scene.run(0.1)
@@ -343,11 +343,10 @@ class IsolationTests(SynchronousTestCase):
     """R5.6: an error on one channel is that of one session."""
 
     def test_an_exception_closes_the_senders_session_and_no_other(self) -> None:
-        scene = Scene()
+        scene = Scene(tier=Tier("", None, 1000, None))
         device, peer = scene.ends()
-        (allocation,) = scene.relay.table
-        self.patch(type(allocation), "admit_all", explode)
-        device.say(b"x")
+        self.patch(scene.relay, "quota_warning", explode)  # from within the way of a packet
+        device.say(bytes(900))
         scene.run(2)
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
         self.assertEqual((device.close_code, peer.close_code), (0x3F, None))

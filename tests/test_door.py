@@ -80,7 +80,7 @@ class RetryTests(DoorTestCase):
         self.world = World(limits=ALWAYS)
         ScriptedClient(self.world)
         self.world.run(2.5 * self.world.network.latency + 2 * self.world.network.latency)
-        (connection,) = vars(self.world.endpoint)["_connections"]
+        (connection,) = self.world.endpoint.all_connections()
         self.assertFalse(connection.established)
         self.assertIsNotNone(connection.quic.validated_address)
 
@@ -88,7 +88,7 @@ class RetryTests(DoorTestCase):
         self.world = World(limits=ALWAYS)
         ScriptedClient(self.world, first_id=b"my first id!")
         self.world.run(0.2)
-        (connection,) = vars(self.world.endpoint)["_connections"]
+        (connection,) = self.world.endpoint.all_connections()
         self.assertEqual(connection.name, b"my first id!".hex())
 
     def test_pressure_is_told_once_a_second_at_most(self) -> None:

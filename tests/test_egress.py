@@ -201,7 +201,7 @@ class CongestionTests(SynchronousTestCase):
     SETTINGS = EndpointSettings(egress_queue_bytes=20_000, egress_queue_age=0.1)
 
     def connection_of(self, world: World, client: TestClient) -> RelayConnection:
-        connections: set[RelayConnection] = vars(world.endpoint)["_connections"]
+        connections = world.endpoint.all_connections()
         return next(connection for connection in connections if connection.remote.port == client.host.sockaddr[1])
 
     def test_a_jam_keeps_at_most_the_bound_and_then_the_newest_go_on_in_order(self) -> None:

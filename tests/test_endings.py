@@ -10,7 +10,7 @@ from tests.fakes import ALLOCATION_ID, DEVICE, EPOCH, STRANGER, FakeClient, Scen
 from zrc_relay.core.allocation import State
 from zrc_relay.core.codes import ErrorCode, NoticeCode, Role, TerminationReason
 from zrc_relay.core.keys import Device, DeviceKeys
-from zrc_relay.core.table import Tombstone
+from zrc_relay.core.remembered import Tombstone
 from zrc_relay.core.wire import Notice, Released
 
 EXPIRY = int(EPOCH) + 3600

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -381,3 +382,40 @@ class ClosingTests(SynchronousTestCase):
         client.send_control(raw.capsule(raw.ALLOCATE, b"\x01"))
         world.run(0.5)
         self.assertEqual(client.close_code, ErrorCode.PROTOCOL_ERROR)
+
+
+class BatchTests(SynchronousTestCase):
+    """A batch is done pair by pair: nobody's packets wait for those of all others to be opened (docs/architecture.md)."""
+
+    def test_what_one_pair_has_sent_leaves_before_the_next_pairs_packets_are_opened(self) -> None:
+        world = World()
+        pairs = [world.pair(world.token(allocation_id=bytes((number,)) * 16)) for number in range(2)]
+        world.run(1.0)
+        arrived: list[tuple[bytes, SocketAddress]] = []
+        relay = world.network.hosts[RELAY_ADDRESS]
+
+        def hold(data: bytes, source: SocketAddress, to: SocketAddress) -> bytes | None:
+            if to != RELAY_ADDRESS:
+                return data
+            arrived.append((data, source))
+            return None
+
+        world.network.filter = hold
+        for device, _ in pairs:
+            device.send(bytes(1000))
+        world.run(0.001)
+        (second,) = [each for each in world.endpoint.all_connections() if each.route[0] == pairs[1][0].host.sockaddr]
+        before: list[list[SocketAddress]] = []
+        receive = second.receive_batch
+
+        def look(*arguments: Any) -> None:
+            before.append([to for _, _, to in world.network.sent])
+            receive(*arguments)
+
+        self.patch(second, "receive_batch", look)
+        world.network.record = True
+        for data, source in arrived:
+            world.endpoint.datagram_received(data, (source, relay))
+        world.endpoint.batch_done()
+        self.assertEqual(before, [[pairs[0][1].host.sockaddr]])
+        self.assertEqual(world.network.sent[-1][2], pairs[1][1].host.sockaddr)

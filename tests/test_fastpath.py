@@ -98,7 +98,8 @@ def transplant(source: Connection, target: Connection) -> None:
         mine.ack_queue.subtract(held.start, held.stop)
     for held in theirs.ack_queue:
         mine.ack_queue.add(held.start, held.stop)
-    vars(mine.received_packets).update(vars(theirs.received_packets))
+    for name in ("highest", "bits"):
+        setattr(mine.received_packets, name, getattr(theirs.received_packets, name))
     for space in (mine, theirs):
         space.sent_packets.clear()
         space.ack_at = space.loss_time = None

@@ -58,7 +58,7 @@ class CryptoFloodTests(SynchronousTestCase):
 
     def receiver(self) -> dict[str, Any]:
         """The reassembly buffer of the one connection that there is."""
-        (connection,) = vars(self.world.endpoint)["_connections"]
+        (connection,) = self.world.endpoint.all_connections()
         streams = vars(connection.quic).get("_crypto_streams", {})
         fields: dict[str, Any] = vars(next(iter(streams.values())).receiver)
         return fields
@@ -376,7 +376,7 @@ class CapsuleTests(SynchronousTestCase):
         self.allocate()
         # Control output can go nowhere: the client acknowledges nothing any more.
         self.world.network.filter = lambda data, _source, to: None if to == self.client.sockaddr else data
-        connection = next(c for c in vars(self.world.endpoint)["_connections"] if c.session.allocation is not None)
+        connection = next(c for c in self.world.endpoint.all_connections() if c.session.allocation is not None)
         most = 0
         for _ in range(25):
             self.client.send_frames(b"\x01")
@@ -396,7 +396,7 @@ class CapsuleTests(SynchronousTestCase):
             other = ScriptedClient(self.world)
             self.world.run(0.1)
             other.allocate(self.token, peer_key(self.world), raw.PEER)
-            connection = next(c for c in vars(self.world.endpoint)["_connections"] if c.session.allocation is not None)
+            connection = next(c for c in self.world.endpoint.all_connections() if c.session.allocation is not None)
             self.patch(self.client.quic, "_write_stream_limits", lambda **_: None)
             self.patch(self.client.quic, "_write_connection_limits", lambda **_: None)
             stream = vars(self.client.quic)["_streams"][0]
@@ -450,7 +450,7 @@ class IsolationTests(SynchronousTestCase):
 
     def connection_of(self, sockaddr: SocketAddress) -> RelayConnection:
         found: list[RelayConnection] = [
-            connection for connection in vars(self.world.endpoint)["_connections"] if connection.remote.port == sockaddr[1]
+            connection for connection in self.world.endpoint.all_connections() if connection.remote.port == sockaddr[1]
         ]
         return found[0]
 

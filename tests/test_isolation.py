@@ -76,7 +76,7 @@ class IsolationCase(SynchronousTestCase):
         """The relay's end of a connection, if there still is one."""
         wanted = client.quic.original_destination_connection_id
         found: list[RelayConnection] = [
-            connection for connection in vars(self.world.endpoint)["_connections"] if connection.first_destination_id == wanted
+            connection for connection in self.world.endpoint.all_connections() if connection.first_destination_id == wanted
         ]
         return found[0] if found else None
 

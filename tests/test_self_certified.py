@@ -8,7 +8,7 @@ from typing import Any
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.fakes import ALLOCATION_ID, DEVICE, EPOCH, PEER, STRANGER, FakeClient, Scene, id_of, make_token, public
-from zrc_relay.core import table as table_module
+from zrc_relay.core import remembered as remembered_module
 from zrc_relay.core.authorisation import UNKNOWN_RETRY_AFTER
 from zrc_relay.core.codes import ErrorCode, HelloFeature, Role
 from zrc_relay.core.keys import Device, DeviceKeys
@@ -151,7 +151,7 @@ class BoundTests(SelfCertifiedTestCase):
     """R6.9: devices can be made up at will, so what is remembered of them is bounded all together."""
 
     def test_what_is_remembered_of_ended_allocations(self) -> None:
-        self.patch(table_module, "UNPINNED_TOMBSTONES", 10)
+        self.patch(remembered_module, "UNPINNED_TOMBSTONES", 10)
         own = self.scene.bind(Role.DEVICE)
         own.release()
         for number in range(30):
@@ -164,4 +164,4 @@ class BoundTests(SelfCertifiedTestCase):
         self.assertIsNotNone(kept, "nobody can push out what is remembered of a pinned device")
         self.scene.advance(3601)
         self.assertEqual(table.tombstones, 0)
-        self.assertEqual(len(vars(table)["_unpinned"]), 0)
+        self.assertEqual(len(vars(vars(table)["_graves"])["_unpinned"]), 0)

@@ -117,7 +117,7 @@ class Scene(World):
     def held(self) -> int:
         """Stream bytes that the relay holds for both ends."""
         total = 0
-        for connection in vars(self.endpoint)["_connections"]:
+        for connection in self.endpoint.all_connections():
             for stream in vars(connection.quic)["_streams"].values():
                 total += len(vars(stream.sender)["_buffer"])
             for pipe in vars(connection.streams)["_inbound"].values():
@@ -352,7 +352,7 @@ class LimitTests(SynchronousTestCase):
         scene.run(1)
         self.assertIsNone(peer.closed)
         self.assertIsNone(device.closed)
-        for connection in vars(scene.endpoint)["_connections"]:
+        for connection in scene.endpoint.all_connections():
             self.assertLess(len(vars(connection.quic)["_streams"]), 24)
             self.assertLessEqual(len(vars(connection.streams)["_mirrors"]), 16)
 

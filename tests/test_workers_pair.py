@@ -54,6 +54,7 @@ class PairTests(SynchronousTestCase):
     def test_an_end_that_is_gone_fails_what_waits(self) -> None:
         waits = self.parent.callRemote(Ask)
         self.pump.flush()
-        self.worker.transport.loseConnection()
+        transport: Any = self.worker.transport
+        transport.loseConnection()
         self.pump.flush()
         self.failureResultOf(waits)

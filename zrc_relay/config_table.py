@@ -303,6 +303,10 @@ class Config:
     fast_path: bool = _default(
         "true", Boolean(), Section.FORWARDING,
         "Whether packets that hold only datagrams and acknowledgements take the short way; false is for finding faults.")
+    gather_time: float = _default(
+        "0.1ms", Duration("0s", "2ms"), Section.FORWARDING,
+        "How long packets gather before they are read, while the relay is busy more than half of the time. More costs latency "
+        "and saves processor time; 0 reads at once.")
 
     workers: int = _default(
         "1", OrAuto(Integer(1, MAX_WORKERS)), Section.WORKERS,

@@ -99,6 +99,7 @@ def endpoint_settings_of(config: Config) -> EndpointSettings:
         max_pending_streams=config.max_pending_streams,
         max_udp_payload=config.max_udp_payload,
         fast_path=config.fast_path,
+        gather_time=config.gather_time,
         max_connections=2 * config.max_allocations * config.max_connections_per_side + MAX_HANDSHAKES,
     )
 

@@ -18,6 +18,8 @@ RELOADABLE: Final = frozenset((
     # what new connections get: quic.settings
     "quic_idle_timeout", "handshake_timeout", "stream_window", "max_streams", "max_pending_streams", "egress_queue_bytes",
     "egress_queue_age", "base_udp_payload", "max_udp_payload", "fast_path",
+    # what the endpoint does
+    "gather_time",
     # operation
     "drain_timeout", "log_format", "log_level", "log_levels", "qlog_dir",
 ))

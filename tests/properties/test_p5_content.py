@@ -128,7 +128,7 @@ class ContentTests(PropertyTestCase):
     def left_behind(scene: Scene) -> list[str]:
         """What the relay keeps of streams that are over. Those of oversize datagrams stay open, one for each connection."""
         found = []
-        for connection in vars(scene.endpoint)["_connections"]:
+        for connection in scene.endpoint.all_connections():
             tables = {name: table for name, table in vars(connection.streams).items() if isinstance(table, Sized)}
             found += [f"{name}: {table}" for name, table in tables.items() if len(table) and name not in ("_records", "_mirrors")]
             records = vars(connection.streams)["_records"]

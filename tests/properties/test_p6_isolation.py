@@ -345,7 +345,7 @@ class Pair:
         allocation = self._scene.relay.table.get(self._key)
         found: list[object] = [] if allocation is None else [allocation]
         sockaddrs = [end.sockaddr for end in (*self.ends, self._third) if end is not None]
-        for connection in vars(self._scene.endpoint)["_connections"]:
+        for connection in self._scene.endpoint.all_connections():
             if vars(connection)["_first_path"][0] in sockaddrs:
                 oversize = vars(connection)["_oversize"]
                 found += [connection, connection.session, connection.streams, connection.quic, connection.quic.egress, oversize]

@@ -416,7 +416,7 @@ class Allocation:
         """
         if wanted <= 0:
             return 0, 0.0
-        allowed: float = wanted
+        allowed = float(wanted)
         if self.quota is not None:
             allowed = min(allowed, self.quota - self.bytes_transferred)
             if allowed <= 0:

@@ -13,9 +13,11 @@ from typing import Final
 from zrc_relay.core.codes import DropCause, ErrorCode
 from zrc_relay.core.histogram import Histogram, Sizes, Waits
 
-DURATION_BOUNDS: Final = (1.0, 10.0, 60.0, 300.0, 900.0, 3600.0, 4 * 3600.0, 8 * 3600.0, 24 * 3600.0, 7 * 86400.0)
+DURATION_BOUNDS: Final[tuple[float, ...]] = (
+    1.0, 10.0, 60.0, 300.0, 900.0, 3600.0, 4 * 3600.0, 8 * 3600.0, 24 * 3600.0, 7 * 86400.0,
+)
 """Bounds in seconds for the lives of allocations: failed attempts, calls, working days, what is refreshed for days."""
-EGRESS_BOUNDS: Final = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+EGRESS_BOUNDS: Final[tuple[float, ...]] = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Bounds in seconds for waits in egress queues; the default of ``egress_queue_age`` is one of them."""
 LARGEST_BATCH: Final = 128
 """Last bound in packets for batches in; a train may carry one over it."""

@@ -27,7 +27,7 @@ class EgressQueue:
     oldest has waited whenever somebody looks.
     """
 
-    MIN_COST = 64
+    MIN_COST: Final = 64
 
     def __init__(self, max_bytes: int, max_age: float, on_drop: Callable[[int], None], waits: Waits | None = None) -> None:
         self._waits = waits

@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from math import ceil
-from typing import Final, cast
+from typing import ClassVar, Final, cast
 
 from twisted.internet.protocol import DatagramProtocol
 from twisted.logger import Logger
@@ -35,6 +35,7 @@ from zrc_relay.core.relay import Relay
 from zrc_relay.core.sources import numeric
 from zrc_relay.quic.clock import Clock, DelayedCall
 from zrc_relay.quic.door import Door, Opening, reply
+from zrc_relay.quic.gather import Gather
 from zrc_relay.quic.ids import CONNECTION_ID_SIZE, ConnectionIds
 from zrc_relay.quic.link import RelayConnection
 from zrc_relay.quic.settings import Credentials, EndpointSettings
@@ -67,7 +68,7 @@ class Endpoint(DatagramProtocol):
     gives random bytes.
     """
 
-    _log = Logger()
+    _log: ClassVar = Logger()
 
     def __init__(
         self,
@@ -103,14 +104,21 @@ class Endpoint(DatagramProtocol):
         self._inbox: dict[RelayConnection | Channel, tuple[Path, list[bytes]]] = {}
         """What the batch brought so far for connections and channels."""
         self._batch_now: float | None = None
+        self._gather = Gather(settings.gather_time, now=now)
         self.accepting = True
 
     def reconfigure(self, credentials: Credentials, settings: EndpointSettings) -> None:
         """Make connections with these from now on; those that are there keep what they have (PROTOCOL §4)."""
         self.credentials = credentials
+        if settings.gather_time != self._settings.gather_time:
+            self._gather = Gather(settings.gather_time, now=self._now)
         self._settings = settings
 
     # -- packets in
+
+    def batch_begins(self) -> None:
+        """See ``PatientReceiver``."""
+        self._gather.begin()
 
     def datagram_received(self, data: bytes, path: Path) -> None:
         """One UDP datagram; see ``Receiver``."""
@@ -154,7 +162,7 @@ class Endpoint(DatagramProtocol):
                 self.relay.counters.packets_received += -(-len(train) // size)
                 earlier = self._inbox.pop(channel, None)
                 if earlier is not None:
-                    self._deliver(channel, *earlier)
+                    self._deliver(channel, *earlier, self._wall())
                 try:
                     channel.receive_train(train, size, path, self._batch_now, self._wall())
                 except Exception:
@@ -168,12 +176,26 @@ class Endpoint(DatagramProtocol):
         inbox = self._inbox
         if inbox:
             self._inbox = {}
-            for target, (path, packets) in inbox.items():
-                self._deliver(target, path, packets)
+            wall = self._wall()
+            later, self._touched = self._touched, {}
+            while inbox:
+                target = next(iter(inbox))
+                self._deliver(target, *inbox.pop(target), wall)
+                # Whom it sends to is flushed before the others are looked at: the packets leave that much earlier. What the
+                # batch has from there comes first, so that each is flushed once. Nothing of others is flushed with them: what
+                # an allocation's packets look like must not depend on others.
+                while waiting := [each for each in self._touched if each in inbox]:
+                    for touched in waiting:
+                        self._deliver(touched, *inbox.pop(touched), wall)
+                self._flush_touched(self._now(), wall)
+                later.update(self._touched)
+                self._touched = {}
+            self._touched = later
         self._batch_now = None
         now, wall = self._now(), self._wall()
         self.relay.settle(now, wall)
         self._flush(now, wall)
+        self._gather.end()
 
     def _put_by(self, target: RelayConnection | Channel, data: bytes, path: Path) -> None:
         """Keep a packet until the batch is complete: its target gets all that came by one path in one go."""
@@ -183,13 +205,13 @@ class Endpoint(DatagramProtocol):
         elif inbox[0] == path:
             inbox[1].append(data)
         else:
-            self._deliver(target, *inbox)
+            self._deliver(target, *inbox, self._wall())
             self._inbox[target] = (path, [data])
 
-    def _deliver(self, target: RelayConnection | Channel, path: Path, packets: list[bytes]) -> None:
+    def _deliver(self, target: RelayConnection | Channel, path: Path, packets: list[bytes], wall: float) -> None:
         now = self._batch_now
         try:
-            target.receive_batch(packets, path, self._now() if now is None else now, self._wall())
+            target.receive_batch(packets, path, self._now() if now is None else now, wall)
         except Exception:
             if isinstance(target, Channel):
                 self._fail_channel(target, path)
@@ -412,17 +434,7 @@ class Endpoint(DatagramProtocol):
             self._report_failures()
             if not self._touched:
                 break
-            touched, self._touched = self._touched, {}
-            for connection in touched:
-                try:
-                    deadline = connection.flush(now, wall)
-                except Exception:
-                    self._fail(connection)
-                    continue
-                if connection.finished:
-                    self._remove(connection)
-                else:
-                    self._deadlines.set(connection, deadline)
+            self._flush_touched(now, wall)
             self.relay.settle(now, wall)
         self._batch_now = None
         upcoming = self._deadlines.next()
@@ -430,6 +442,19 @@ class Endpoint(DatagramProtocol):
             self._wake(now)
         elif upcoming is not None:
             self._wake(upcoming)
+
+    def _flush_touched(self, now: float, wall: float) -> None:
+        touched, self._touched = self._touched, {}
+        for connection in touched:
+            try:
+                deadline = connection.flush(now, wall)
+            except Exception:
+                self._fail(connection)
+                continue
+            if connection.finished:
+                self._remove(connection)
+            else:
+                self._deadlines.set(connection, deadline)
 
     def _report_failures(self) -> None:
         """Errors that the core has kept to one allocation or session: log them, close the sessions."""

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from itertools import islice
 from math import inf
-from typing import Any, Final, cast
+from typing import Any, ClassVar, Final, cast
 
 from aioquic.quic.congestion.base import K_GRANULARITY
 from aioquic.quic.connection import QuicConnectionState
@@ -74,9 +74,9 @@ class SentPacket:
 
     __slots__ = ("delivery_handlers", "in_flight", "is_ack_eliciting", "packet_number", "sent_bytes", "sent_time")
 
-    epoch = Epoch.ONE_RTT
-    is_crypto_packet = False
-    packet_type = QuicPacketType.ONE_RTT
+    epoch: ClassVar = Epoch.ONE_RTT
+    is_crypto_packet: ClassVar = False
+    packet_type: ClassVar = QuicPacketType.ONE_RTT
 
     def __init__(self, packet_number: int, sent_time: float, sent_bytes: int, handlers: Any, *, eliciting: bool) -> None:
         self.packet_number = packet_number
@@ -255,8 +255,8 @@ class FastPath:
         loss.peer_completed_address_validation = True
         largest = ranges[0][1] - 1
         space.largest_acked_packet = max(space.largest_acked_packet, largest)
-        sent = space.sent_packets
-        newest = None
+        sent: dict[int, Any] = space.sent_packets  # ours have the attributes that are looked at
+        newest: Any = None
         eliciting = 0
         in_flight = []
         if sent:

@@ -75,6 +75,8 @@ class Host(Protocol):
 class RelayConnection:
     """See the module's docstring. It keeps the ``credentials`` and ``settings`` that it began with."""
 
+    __deletable__ = ("_oversize", "streams")  # in ``let_go``; mypyc wants to know
+
     def __init__(
         self,
         host: Host,

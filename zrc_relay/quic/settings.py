@@ -18,6 +18,7 @@ class EndpointSettings:
     max_pending_streams: int = 64
     max_udp_payload: int = 1452
     fast_path: bool = True
+    gather_time: float = 0.0
     max_connections: int = 10_000
 
 

@@ -17,8 +17,9 @@ from __future__ import annotations
 import errno
 import socket
 import struct
+from collections.abc import Callable
 from ipaddress import ip_address
-from typing import Any, Final, Protocol
+from typing import Any, ClassVar, Final, Protocol
 
 from twisted.internet import udp
 from twisted.internet.interfaces import IReactorFDSet
@@ -110,6 +111,14 @@ class Receiver(Protocol):
         ...
 
 
+class PatientReceiver(Receiver, Protocol):
+    """A ``Receiver`` that has a word on when to read."""
+
+    def batch_begins(self) -> None:
+        """Datagrams are there, and will be read when this returns."""
+        ...
+
+
 class TrainReceiver(Receiver, Protocol):
     """A ``Receiver`` that takes trains as they are."""
 
@@ -184,7 +193,7 @@ class UdpPort(udp.Port):
     ``sock`` is a socket that was prepared (``prepare``) and bound to ``host`` by somebody else, and is ours from now on.
     """
 
-    _log = Logger()
+    _log: ClassVar = Logger()
 
     def __init__(
         self,
@@ -199,6 +208,7 @@ class UdpPort(udp.Port):
         self._preexistingSocket = sock  # type: ignore[assignment]  # typed as None, and set to a socket by Twisted itself
         self._receiver = receiver
         self._train_received = getattr(receiver, "train_received", self._split)
+        self._batch_begins: Callable[[], None] = getattr(receiver, "batch_begins", _nothing)
         self.traffic = Traffic()
         self._wildcard = is_wildcard(host)
         self._origins: dict[bytes, _Origin] = {}
@@ -231,6 +241,7 @@ class UdpPort(udp.Port):
 
         What the receiver raises is logged here: the reactor would close the socket for it, and end everyone's connection.
         """
+        self._batch_begins()
         receive = self.socket.recvmsg
         received = self._receiver.datagram_received
         ancillary_size = socket.CMSG_SPACE(_GRO_SIZE.size) if self._takes_trains else 0
@@ -344,6 +355,10 @@ class UdpPort(udp.Port):
         if len(ip) == 4:
             return _Origin(self, address, [(socket.IPPROTO_IP, _IP_PKTINFO, _PKTINFO4.pack(0, ip, bytes(4)))])
         return _Origin(self, address, [(socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, _PKTINFO6.pack(ip, 0))])
+
+
+def _nothing() -> None:
+    """A receiver that wants nothing before packets are read."""
 
 
 def _read_ancillary(ancillary: list[tuple[int, int, bytes]]) -> tuple[bytes, int]:
