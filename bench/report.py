@@ -17,7 +17,7 @@ from bench import plots
 from bench.budgets import BUDGETS, Budget, How
 from bench.outcome import COST_UNITS, NOT_OFFERED, WRONG, Figure, Outcome
 from bench.plots import Point, number
-from bench.scenarios import RATES, SATURATION, Kind, paced
+from bench.scenarios import HALF_A_CORE, RATES, SATURATION, Kind, paced
 from bench.systems import SETTINGS_OF_OURS
 from zrc_relay.config import SETTINGS
 
@@ -287,6 +287,7 @@ _BARS: Final[Mapping[str, tuple[str, str]]] = {
     paced(20_000): ("cost", "µs of CPU a datagram"),
     "capacity": ("rate", "datagrams a second"),
     "latency": ("p99", "ms, p99"),
+    HALF_A_CORE: ("p99", "ms, p99"),
     "channels-44": ("cost", "µs of CPU a datagram"),
     "handshakes": ("cost", "µs of CPU a handshake"),
     "memory": ("memory", "kB a pair"),

@@ -114,6 +114,9 @@ SIZES: Final = (500, 100)
 TRAINS: Final = (16, 44)
 HANDSHAKES: Final = 500
 SATURATION: Final = "saturation"
+HALF_A_CORE: Final = "latency-core"
+HALF_RATE: Final = 5_000
+"""Datagrams a second at which this relay uses about half of a core: a wake-up for nearly each of them, so they cost the most."""
 
 
 def paced(rate: int) -> str:
@@ -158,6 +161,8 @@ def _all() -> list[Scenario]:
     found += [
         Scenario("latency", "Latency at half of this relay's capacity", Kind.LATENCY,
                  _each((NO_RELAY, *FAST_ONES), replace(fast, kind=Kind.LATENCY)), half_of_capacity=OURS, is_quick=True),
+        Scenario(HALF_A_CORE, f"Latency at {HALF_RATE:,} a second, where this relay uses about half of a core", Kind.LATENCY,
+                 _each((NO_RELAY, *FAST_ONES), replace(fast, kind=Kind.LATENCY, rate=HALF_RATE))),
         Scenario("channels", "Channels, as many as go through, packets singly", Kind.CHANNELS,
                  (Subject(OURS, OURS, channels), Subject(COTURN, COTURN, base)), is_quick=True),
         Scenario("channels-20k", "Channels, 20,000 a second, packets singly", Kind.CHANNELS,

@@ -19,7 +19,9 @@ from twisted.python.failure import Failure
 
 from zrc_relay.control.sums import NOTHING
 from zrc_relay.control.traffic import Numbers, WorkerReport
+from zrc_relay.core.allocation import AllocationKey
 from zrc_relay.core.keys import Device
+from zrc_relay.core.remembered import Remembered
 from zrc_relay.metrics.snapshot import Snapshot
 from zrc_relay.workers.commands import Report
 from zrc_relay.workers.orders import (
@@ -28,10 +30,12 @@ from zrc_relay.workers.orders import (
     ChangeLists,
     Commit,
     Drain,
+    Keep,
     ListChange,
     Orders,
     Post,
     Prepare,
+    Remember,
     Said,
     Stop,
     Tell,
@@ -105,20 +109,21 @@ class FakeWorker(PairEnd):
 
     # -- what can happen to it
 
-    def die(self, *, words_last: bool = False) -> None:
-        """Be killed. ``words_last``: the parent sees that before it has read what was written last."""
-        self._end(ProcessTerminated(signal=signal.SIGKILL), words_last=words_last)
+    def die(self, *, words_last: bool = False, meanwhile: Callable[[], object] = lambda: None) -> None:
+        """Be killed. ``words_last``: the parent sees that, and does ``meanwhile``, before it has read what was written last."""
+        self._end(ProcessTerminated(signal=signal.SIGKILL), words_last=words_last, meanwhile=meanwhile)
 
     def exit(self, status: int = 0) -> None:
         """End by itself."""
         self._end(ProcessTerminated(exitCode=status) if status else ProcessDone(0))
 
-    def _end(self, how: Exception, *, words_last: bool = False) -> None:
+    def _end(self, how: Exception, *, words_last: bool = False, meanwhile: Callable[[], object] = lambda: None) -> None:
         if not self.is_alive:
             return
         self.is_alive = False
         if words_last:
             self._protocol.processEnded(Failure(how))
+            meanwhile()
         self._read_by_parent()
         self._parent.connectionLost(Failure(ConnectionDone()))
         if not words_last:
@@ -132,6 +137,11 @@ class FakeWorker(PairEnd):
         """Tell that."""
         told: Deferred[Any] = self.callRemote(Tell, said=said, lost=lost)
         return told
+
+    def keep(self, *entries: Remembered, forgotten: tuple[AllocationKey, ...] = ()) -> Deferred[Any]:
+        """Say what is to be kept of allocations."""
+        kept: Deferred[Any] = self.callRemote(Keep, entries=entries, forgotten=forgotten)
+        return kept
 
     def deliver(self) -> bool:
         """Read at both ends what is there; whether there was anything."""
@@ -205,6 +215,10 @@ class FakeWorker(PairEnd):
     @ChangeLists.responder
     def _change_lists(self, changes: tuple[ListChange, ...]) -> Deferred[dict[str, Any]]:
         return self._answered("lists", changes, dict)
+
+    @Remember.responder
+    def _remember(self, entries: tuple[Remembered, ...]) -> Deferred[dict[str, Any]]:
+        return self._answered("remember", entries, dict)
 
     @Drain.responder
     def _drain(self, deadline: float) -> Deferred[dict[str, Any]]:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from math import inf
 from pathlib import Path
 
-from twisted.internet.defer import Deferred, execute
+from twisted.internet.defer import CancelledError, Deferred, execute
 from twisted.trial.unittest import SynchronousTestCase
 
 from zrc_relay.access import FILE_NAME, SAVE_INTERVAL, AccessFileError, AccessStore
@@ -188,6 +188,60 @@ class PaceTests(StoreTestCase):
         self.release()
         self.successResultOf(done)
         self.assertEqual(sorted(self.kept()), ["192.0.2.1/32", "192.0.2.2/32"])
+
+
+class AskingTests(StoreTestCase):
+    """Issue "run it": who adds an entry hears whether it outlives a restart."""
+
+    def ask(self) -> Deferred[bool]:
+        return Deferred.fromCoroutine(self.store.keep())
+
+    def keep(self) -> bool:
+        return self.successResultOf(self.ask())
+
+    def test_it_is_written_before_the_answer(self) -> None:
+        self.block("192.0.2.1")
+        self.assertTrue(self.keep())
+        self.assertEqual(self.kept(), ["192.0.2.1/32"])
+
+    def test_many_who_ask_get_the_answer_of_the_write_before(self) -> None:
+        self.block("192.0.2.1")
+        self.keep()
+        self.block("192.0.2.2")
+        self.assertTrue(self.keep())
+        self.assertEqual(self.kept(), ["192.0.2.1/32"])
+        self.now += SAVE_INTERVAL
+        self.assertTrue(self.keep())
+        self.assertEqual(len(self.kept()), 2)
+
+    def test_a_write_that_fails_says_no_until_one_does_not(self) -> None:
+        self.path.with_suffix(".new").mkdir()
+        self.block("192.0.2.1")
+        self.assertFalse(self.keep())
+        self.assertFalse(self.store.is_kept)
+        self.assertRegex(self.store.problem or "", "^the lists of networks cannot be kept: .*directory")
+        self.path.with_suffix(".new").rmdir()
+        self.now += SAVE_INTERVAL
+        self.assertTrue(self.keep())
+        self.assertIsNone(self.store.problem)
+
+    def test_whoever_goes_away_takes_the_write_from_nobody(self) -> None:
+        self.held = []
+        self.block("192.0.2.1")
+        gone, other, finished = self.ask(), self.ask(), self.store.finish()
+        gone.cancel()
+        self.failureResultOf(gone, CancelledError)
+        self.assertNoResult(other)
+        self.release()
+        self.assertTrue(self.successResultOf(other))
+        self.successResultOf(finished)
+        self.assertEqual(self.kept(), ["192.0.2.1/32"])
+
+    def test_without_a_directory_it_says_no_and_nothing_is_wrong(self) -> None:
+        self.store = AccessStore(self.lists, None, now=lambda: self.now, wall=lambda: self.wall, run=self.run_elsewhere)
+        self.block("192.0.2.1")
+        self.assertFalse(self.keep())
+        self.assertIsNone(self.store.problem)
 
 
 class TroubleTests(StoreTestCase):

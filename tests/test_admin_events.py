@@ -70,6 +70,16 @@ class HubTests(SynchronousTestCase):
         ])
         self.assertEqual(json.loads(self.got[0].data), {"time": "then", "source": "192.0.2.7"})
 
+    def test_what_the_log_says_in_other_words_is_for_listeners_alone(self) -> None:
+        self.hub.announce("worker.lost", worker=0)
+        self.listen()
+        self.hub.announce("worker.lost", worker=1)
+        self.assertEqual([(event.kind, event.number, json.loads(event.data)) for event in self.got], [
+            ("worker", 1, {"time": "2026-11-22T12:00:00.000Z", "worker": 1}),
+        ])
+        self.assertIn("worker", {kind.value for kind in EventKind})
+        self.assertEqual(self.log.names(), [])
+
     def test_all_hear_the_same(self) -> None:
         self.listen()
         others: list[Event] = []

@@ -13,6 +13,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.harness import OPEN_TIER, RELAY_ID, World
+from zrc_relay.access import FILE_NAME, SAVE_INTERVAL, AccessStore
 from zrc_relay.client import errors
 from zrc_relay.control.answers import AllocationPage
 from zrc_relay.control.local import LocalTraffic
@@ -94,6 +95,7 @@ class WorldHost:
         self.lists = world.relay.admission.lists
         self.relay_id, self.instance_id = world.policy.relay_id, world.policy.instance_id
         self.tiers = world.policy.tiers
+        self.access = AccessStore(self.lists, None, now=world.now, wall=world.wall, run=execute)
 
     @property
     def state(self) -> str:
@@ -518,6 +520,33 @@ class ListsTests(OperationsCase):
         entry = self.add("2001:db8::/32", Access.ALLOW, note="ours")
         self.assertEqual((entry.access, entry.until, entry.note, entry.configured), ("allow", None, "admin ops: ours", False))
         self.assertEqual(self.add("2001:db8::/32").note, "admin ops")
+
+    def test_it_is_said_whether_that_outlives_a_restart(self) -> None:
+        one, other = "198.51.100.0/24", "203.0.113.0/24"
+        kept = {"198.18.0.0/15": True}  # the configuration's
+        self.assertFalse(self.add(one).kept)
+        self.assertEqual(self.kept(), kept | {one: False})
+        self.assertTrue(self.remove(one).kept, "nothing brings it back")
+
+        directory = Path(self.mktemp()).absolute()
+        self.host.access = AccessStore(
+            self.host.lists, directory, now=self.world.now, wall=self.world.wall, run=execute
+        )
+        self.assertTrue(self.add(one).kept)
+        self.assertEqual(self.kept(), kept | {one: True})
+        self.assertIn(one, (directory / FILE_NAME).read_text())
+
+        (directory / FILE_NAME).with_suffix(".new").mkdir()  # it cannot be opened for writing
+        self.world.run(SAVE_INTERVAL)
+        self.assertFalse(self.add(other).kept)
+        self.assertEqual(self.kept(), kept | {one: False, other: False})
+        self.assertFalse(self.remove(one).kept, "the file brings it back")
+
+    def kept(self) -> dict[str, bool]:
+        return {item.network: item.kept for item in self.do(self.operations.entries(None, Page())).items}
+
+    def remove(self, network: str) -> Any:
+        return self.do(self.operations.remove_entry(Network.parse(network)))
 
     def test_listed_by_access(self) -> None:
         self.add("2001:db8::/32", Access.ALLOW)

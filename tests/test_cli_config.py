@@ -34,6 +34,24 @@ class CheckConfigTests(SynchronousTestCase):
             self.assertIn(shown, result.stdout)
         self.assertRegex(result.stdout, r"devices +1\n")
 
+    def test_says_which_ports_lead_to_each_of_several_workers(self) -> None:
+        for settings, shown in (
+            (("--workers", 1), "UDP [::1]:4433\n"),
+            (("--workers", 4), "UDP [::1]:4433 with 4 workers, each alone on 4434 to 4437\n"),
+            (("--workers", 2, "--worker-port-base", 5000), "with 2 workers, each alone on 5000 to 5001\n"),
+            (("--workers", 2, "--listen-port", 0), "with 2 workers, each alone on the ports behind that\n"),
+        ):
+            result = zrc_relay("check-config", "-c", self.made.config, *settings)
+            self.assertEqual((result.exit_code, result.stderr), (0, ""))
+            self.assertIn(shown, result.stdout)
+
+    def test_a_relay_port_that_redirects_of_workers_do_not_go_by_is_a_warning(self) -> None:
+        told = ("check-config", "-c", self.made.config, "--relay-port", 443, "--workers")
+        result = zrc_relay(*told, 2)
+        self.assertEqual(result.exit_code, 0)
+        self.assertRegex(result.stderr, r"\Azrc-relay: warning: relay_port does not apply to .* ports, 4434 to 4435: .*\n\Z")
+        self.assertEqual(zrc_relay(*told, 1).stderr, "")
+
     def test_the_file_may_be_named_by_the_environment(self) -> None:
         result = zrc_relay("check-config", env={"ZRC_RELAY_CONFIG": str(self.made.config), "ZRC_RELAY_LISTEN_PORT": "4444"})
         self.assertEqual(result.exit_code, 0, result.output)

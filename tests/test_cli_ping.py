@@ -43,6 +43,16 @@ class PingTests(RelayCase):
                 await measure(reactor, self.relay, trust, count=1)
             self.assertIn(f"cannot connect to {self.relay}: ", str(caught.exception))
 
+    async def test_a_self_signed_certificate_comes_with_what_to_do_about_it_and_others_do_not(self) -> None:
+        for trust, is_hint in (
+            (replace(self.trust, fingerprint=None), True),
+            (replace(self.trust, fingerprint=bytes(32)), False),
+            (replace(self.trust, fingerprint=None, ca_file=self.made.directory / "cert.pem", server_name="relay.example"), False),
+        ):
+            with self.assertRaises(Failure) as caught:
+                await measure(reactor, self.relay, trust, count=1)
+            self.assertEqual("--fingerprint" in str(caught.exception), is_hint, str(caught.exception))
+
     async def test_the_certificate_itself_will_do_as_authority_and_its_name_is_checked(self) -> None:
         trust = replace(self.trust, fingerprint=None, ca_file=self.made.directory / "cert.pem")
         await measure(reactor, self.relay, trust, count=1)

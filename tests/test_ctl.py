@@ -19,7 +19,7 @@ from tests.cli_support import zrc_relay
 from tests.ctl_support import CtlCase
 from tests.real_relay import ended, eventually, exchange
 from zrc_relay.cli.ctl import ctl
-from zrc_relay.cli.ctl_views import network, networks
+from zrc_relay.cli.ctl_views import network, networks, removed
 from zrc_relay.control.routes import ROUTES
 from zrc_relay.core.codes import Role
 from zrc_relay.core.token import key_id
@@ -281,6 +281,18 @@ class ViewTests(SynchronousTestCase):
             network(entry)
         self.assertNotIn("\x1b", output.getvalue())
         self.assertEqual(output.getvalue().count("?[2Jgone?x"), 2)
+
+    def test_what_a_restart_takes_back_is_said(self) -> None:
+        entry = {"network": "192.0.2.1/32", "access": "block", "until": None, "note": "", "configured": False}
+        for kept, after, gone in (
+            (True, "after a restart +the same", "is no longer blocked\n"),
+            (False, "after a restart +forgotten: .* cannot be written", "after a restart it may be so again"),
+        ):
+            with redirect_stdout(StringIO()) as output:
+                network({**entry, "kept": kept})
+                removed({**entry, "kept": kept})
+            self.assertRegex(output.getvalue(), after)
+            self.assertIn(gone, output.getvalue())
 
 
 class HelpTests(SynchronousTestCase):

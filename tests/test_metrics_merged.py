@@ -102,10 +102,10 @@ class FleetCase(SynchronousTestCase):
         self.fleet = Fleet(2, self.clock.seconds)
         self.workers: dict[int, Canned] = {}
         self.is_ready, self.is_draining = True, False
-        self.reloads, self.task = Thing("reloads"), Thing("chores")
+        self.reloads, self.task, self.state = Thing("reloads"), Thing("chores"), Thing("state")
         self.watch = FleetWatch(
             self.clock, self.fleet, MergedTraffic(lambda: self.workers, self.fleet, self.clock),
-            endpoint=None, tasks=(self.task,), logs=(), state=(), reloads=self.reloads,
+            endpoint=None, tasks=(self.task,), logs=(), state=(self.state,), reloads=self.reloads,
             certificate=lambda: self.world.credentials.configuration.certificate,
             is_ready=lambda: self.is_ready, is_draining=lambda: self.is_draining, entries=lambda: 3,
             webhook=None, bouncer=None, now=self.clock.seconds, wall=self.world.wall,
@@ -244,6 +244,10 @@ class HealthTests(FleetCase):
         self.fleet.lost(0)
         found = self.watch.checks.report()
         self.assertEqual((found.is_healthy, found.is_ready, found.failures), (False, False, ("no worker runs",)))
+
+    def test_state_that_cannot_be_kept_is_a_warning(self) -> None:
+        self.state.problem = "device keys cannot be kept: no space"
+        self.assertEqual(self.watch.checks.report().warnings, ("device keys cannot be kept: no space",))
 
     def test_what_drains_or_has_not_started_is_not_ready(self) -> None:
         self.is_ready = False

@@ -312,6 +312,12 @@ class HealthTests(SynchronousTestCase):
             ((), ("the last reload was refused: what the files say is not in force", "cannot write to /var/log/x"), ()),
         )
 
+    def test_state_that_cannot_be_kept_is_a_warning_until_it_can(self) -> None:
+        self.watched.state.problem = "the lists of networks cannot be kept: no space"
+        self.assertEqual(self.report(), ((), ("the lists of networks cannot be kept: no space",), ()))
+        self.watched.state.problem = None
+        self.assertEqual(self.report(), ((), (), ()))
+
     def test_an_event_loop_that_was_late_is_a_warning_for_a_while(self) -> None:
         self.watched.watch.vitals.loop.waits.note(0.32, self.world.now())
         self.assertEqual(self.report(), ((), ("the event loop was 0.32 s late in the last half minute",), ()))

@@ -123,6 +123,10 @@ class KeepingTests(PinsCase):
         self.assertEqual(self.pins.failures, 1)
         self.assertIn(NEW.public_key, self.in_force())
         self.assertEqual(len(self.flushLoggedErrors()), 0)
+        self.assertRegex(self.pins.problem or "", "^device keys .* cannot be kept: ")
+        self.directory.unlink()
+        self.assertTrue(self.save())
+        self.assertIsNone(self.pins.problem)
 
     def test_an_older_state_never_replaces_a_newer_one(self) -> None:
         self.held = []

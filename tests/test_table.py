@@ -13,7 +13,8 @@ from zrc_relay.core.allocation import Allocation
 from zrc_relay.core.authorisation import Refused
 from zrc_relay.core.codes import ErrorCode, Role, TerminationReason
 from zrc_relay.core.counters import Counters
-from zrc_relay.core.table import TOMBSTONES_PER_DEVICE, AllocationTable, Tombstone
+from zrc_relay.core.remembered import TOMBSTONES_PER_DEVICE, Tombstone
+from zrc_relay.core.table import AllocationTable
 from zrc_relay.core.tiers import Tier
 from zrc_relay.core.token import RelayToken
 
@@ -383,7 +384,8 @@ class SizeTests(TableTestCase):
     def sizes(self) -> list[int]:
         """How much each part of the table holds."""
         table = self.table
-        parts = (table, table._places, table._tombstones, table._burial, table._expiry, table._absence)  # noqa: SLF001
+        graves = table._graves  # noqa: SLF001
+        parts = (table, table._places, graves._of_devices, graves, table._expiry, table._absence)  # noqa: SLF001
         return [len(part) for part in parts]
 
     def test_an_empty_table_holds_nothing_whatever_was_in_it(self) -> None:

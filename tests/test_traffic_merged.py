@@ -16,7 +16,7 @@ from tests.harness import World
 from tests.test_admin_operations import Recorder, WorldHost
 from tests.test_worker_commands import ALLOCATION, CONNECTION, DETAIL
 from tests.test_worker_commands import Traffic as Canned
-from zrc_relay.control.answers import AllocationInfo, ConnectionInfo, Talker
+from zrc_relay.control.answers import AllocationInfo, ConnectionInfo, Talker, WorkerStats
 from zrc_relay.control.fleet import LATE, Fleet
 from zrc_relay.control.local import LocalTraffic
 from zrc_relay.control.management import Clocks, FrontOperations
@@ -24,6 +24,7 @@ from zrc_relay.control.merged import PATIENCE, MergedTraffic
 from zrc_relay.control.operations import AllocationFilter, AllocationName, NotFound, Page, SortKey, Unavailable
 from zrc_relay.control.problems import problem_of
 from zrc_relay.control.sampler import INTERVAL, Sampler
+from zrc_relay.control.schema import schema_of
 from zrc_relay.control.sums import NOTHING
 from zrc_relay.control.traffic import Numbers, Ranking, Row, Traffic, WorkerReport, in_order
 from zrc_relay.core.codes import Role
@@ -143,7 +144,20 @@ class ListTests(MergedCase):
         self.assertFalse(asked.called)
         self.clock.advance(0.1)
         page = self.successResultOf(asked)
-        self.assertEqual(([item.id for item in page.items], page.total), (["a"], 1))
+        self.assertEqual(([item.id for item in page.items], page.total, page.missing_workers), (["a"], 1, (1,)))
+
+    def test_a_list_says_whose_rows_are_missing(self) -> None:
+        operations = self.operations({0: Rows([("a", "a")]), 1: Rows([("b", "b")]), 2: Rows([])})
+
+        def missing() -> list[tuple[int, ...]]:
+            listed = self.do(operations.allocations(AllocationFilter(), SortKey.ID, Page(), descending=False))
+            return [listed.missing_workers, self.do(operations.connections(None, Page())).missing_workers]
+
+        self.assertEqual(missing(), [(), ()])
+        del self.workers[1]  # it is being replaced
+        self.assertEqual(missing(), [(1,), (1,)])
+        self.workers.clear()
+        self.assertEqual(missing(), [(0, 1, 2), (0, 1, 2)])
 
     def test_what_goes_between_the_two_questions_is_left_out(self) -> None:
         workers = {0: Rows([("a", "a")]), 1: Rows([("b", "b"), ("c", "c")]), 2: Rows([("d", "d")])}
@@ -290,6 +304,25 @@ class StatsTests(MergedCase):
         self.assertEqual((other.pid, other.state, other.uptime_seconds, other.restarts), (13, "starting", 0.0, 1))
         self.assertEqual((absent.pid, absent.state, absent.restarts), (None, "down", 0))
         self.assertEqual(self.fleet.restarts, 1)
+
+    def test_one_that_has_said_nothing_for_long_is_silent_until_it_does(self) -> None:
+        self.merged({}, count=1)
+        self.fleet.begun(0, 11)
+
+        def state() -> str:
+            (row,) = self.fleet.numbers().workers
+            return row.state
+
+        self.clock.advance(LATE + 1)
+        self.assertEqual(state(), "starting")
+        self.fleet.reported(0, report(NOTHING, state="draining"))
+        self.clock.advance(LATE)
+        self.assertEqual(state(), "draining")
+        self.clock.advance(0.1)
+        self.assertEqual(state(), "silent")
+        self.assertIn("silent", schema_of(WorkerStats)["properties"]["state"]["enum"])
+        self.fleet.reported(0, report(NOTHING))
+        self.assertEqual(state(), "ready")
 
 
 class HealthTests(MergedCase):

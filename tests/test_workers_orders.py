@@ -17,8 +17,9 @@ from tests.two_workers import LOOPBACK
 from zrc_relay.cli.dev_setup import make_dev_setup
 from zrc_relay.config import load_config
 from zrc_relay.core.cidr import Access, AccessLists, Entry, Network
-from zrc_relay.core.codes import Role
+from zrc_relay.core.codes import ErrorCode, Role
 from zrc_relay.core.keys import Device, DeviceKeys
+from zrc_relay.core.remembered import Remembered
 from zrc_relay.engine import Surroundings
 from zrc_relay.inputs import Inputs, credentials_of, engine_settings_of, load_device_keys
 from zrc_relay.logs.levels import LogFormat, LogLevel
@@ -76,7 +77,11 @@ class JourneyTests(OrdersCase):
 
     def test_a_beginning_as_a_command(self) -> None:
         post = Post(1, 2, (SocketPlace(7, "::1", 4433),), 4, b"\x00\xff" * 16, logs_security=True, cpus=(3,), report_interval=0.5)
-        beginning = Beginning(post, self.orders, (BLOCKED,))
+        remembered = (
+            Remembered(b"\xff" * 32, b"\x00" * 16, 2**60, 2_000_000_000, ErrorCode.TERMINATED, frozenset(Role), pinned=True),
+            Remembered(b"\x01" * 32, b"\xee" * 16, 0, 1, None, frozenset(), pinned=False),
+        )
+        beginning = Beginning(post, self.orders, (BLOCKED,), remembered)
         box = Begin.makeArguments({"beginning": beginning}, None)
         self.assertEqual(Begin.parseArguments(box, None), {"beginning": beginning})
 

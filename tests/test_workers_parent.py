@@ -11,6 +11,7 @@ from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.fake_workers import FakeWorker, Processes
+from tests.test_traffic_merged import numbered
 from tests.two_workers import LOOPBACK
 from zrc_relay.cli.dev_setup import DevSetup, make_dev_setup
 from zrc_relay.config import load_config
@@ -176,6 +177,55 @@ class TellingTests(ParentCase):
             self.tell(lost=12)
         (event,) = [event for event in logs if event.get("event") == "worker.lost_words"]
         self.assertEqual((event["lost"], event["worker"]), (12, 1))
+
+
+class LossTests(ParentCase):
+    """Issue "all cores", R10: whoever keeps state from events hears that a worker took its allocations with it."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.service = self.start()
+        self.heard: list[tuple[str, dict[str, Any]]] = []
+        self.service.hub.listen(lambda event: self.heard.append((event.name, json.loads(event.data))), lambda: None)
+
+    def test_the_loss_and_the_successor_are_told_once_each(self) -> None:
+        lost = self.worker(1)
+        lost.numbers = numbered(3)
+        self.processes.run(1)
+        self.assertEqual(self.heard, [])
+        lost.die()
+        self.assertEqual([name for name, _ in self.heard], ["worker.lost"])
+        self.processes.run(3)
+        fields = [fields for _, fields in self.heard]
+        for each in fields:
+            del each["time"]
+        new_pid = self.service.crew.berths[1].pid
+        self.assertEqual([name for name, _ in self.heard], ["worker.lost", "worker.replaced"])
+        self.assertEqual(fields, [
+            {"worker": 1, "pid": lost.pid, "allocations": 3, "connections": 3}, {"worker": 1, "pid": new_pid},
+        ])
+        self.assertNotEqual(new_pid, lost.pid)
+
+    def test_one_that_has_not_reported_yet_is_told_of_too(self) -> None:
+        self.worker(1).die()
+        self.processes.turn()
+        self.service.crew.berths[1].kill("a test")
+        self.processes.turn()
+        self.assertEqual([name for name, _ in self.heard], ["worker.lost"] * 2)
+        self.assertEqual(self.heard[1][1]["allocations"], 0)
+
+    def test_the_first_ones_replace_nobody(self) -> None:
+        service = self.make()
+        service.hub.listen(lambda event: self.heard.append((event.name, {})), lambda: None)
+        service.startService()
+        self.processes.run(2)
+        self.assertEqual(service.fleet.running, 2)
+        self.assertEqual(self.heard, [])
+
+    def test_workers_that_end_with_the_relay_are_no_loss(self) -> None:
+        self.stop(self.service)
+        self.assertEqual(self.processes.alive, [])
+        self.assertEqual(self.heard, [])
 
 
 class KeysTests(ParentCase):

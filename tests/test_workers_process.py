@@ -17,6 +17,7 @@ from hashlib import sha256
 from http.client import HTTPConnection
 from pathlib import Path
 from ssl import PEM_cert_to_DER_cert
+from tempfile import mkdtemp
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -30,7 +31,7 @@ from tests.two_workers import LOOPBACK, allocation_of
 from zrc_relay.cli.certificates import make_self_signed
 from zrc_relay.cli.processes import relay_command
 from zrc_relay.client import connect_resilient, notices
-from zrc_relay.client.errors import RelayError
+from zrc_relay.client.errors import QuotaExceeded, RelayError, Terminated
 from zrc_relay.client.reconnect import ResilientConnection
 from zrc_relay.client.trust import Trust
 from zrc_relay.core.codes import Role
@@ -203,6 +204,59 @@ class DeathTests(WorkersCase):
                 sock.bind((LOOPBACK, self.setup.port + number))
 
 
+class MemoryTests(WorkersCase):
+    """R2.8, R3.7, PROTOCOL §5: what has ended stays ended and what was carried stays counted, whoever dies."""
+
+    async def begin(self, settings: Mapping[str, str] | None = None) -> None:
+        directory = Path(mkdtemp())  # trial's own directories have names that are too long for a socket
+        self.addCleanup(shutil.rmtree, directory)
+        self.socket = directory / "admin.sock"
+        administered = {"admin_endpoint": f"unix:{self.socket}:mode=600", "admin_unix_trust": "true"}
+        await super().begin({**administered, **(settings or {})})
+
+    def ask(self, method: str, token: RelayToken, query: str = "") -> Deferred[dict[str, Any]]:
+        """Ask the admin endpoint for the allocation of ``token``, or to end it."""
+        return deferToThread(administer, self.socket, method, f"/admin/allocations/{token.allocation_id.hex()}{query}")
+
+    async def kill(self, index: int) -> None:
+        """Kill a worker; returns when another one has its place."""
+        before = self.pids()[index]
+        os.kill(before, signal.SIGKILL)
+        await self.replaced(index, before)
+
+    async def test_what_an_administrator_has_ended_stays_ended_when_its_worker_dies_at_once(self) -> None:
+        await self.begin()
+        await self.spare()
+        device, peer = await self.pair(1)
+        await exchange(device, peer)
+        self.assertEqual((await self.ask("DELETE", self.token(1), "?reason=why"))["connections"], 2)
+        await self.kill(1)
+        with self.assertRaises(Terminated):
+            await self.setup.connect(Role.DEVICE, token=self.token(1))
+        await exchange(*await self.pair(1, 1))
+        await self.stop()
+
+    async def test_what_was_carried_stays_counted_but_for_the_last_second(self) -> None:
+        await self.begin()
+        await self.spare()
+        payload = bytes(1000)
+        device, _ = await self.pair(1)
+        sent = 0
+        while not (shown := await self.ask("GET", self.token(1)))["bytes_per_second"]:  # until its worker has looked
+            device.relay.send(payload)
+            sent += 1
+        self.assertGreaterEqual(shown["bytes_transferred"], len(payload))
+        await self.kill(1)
+        small = self.setup.another_token(allocation_id=self.token(1).allocation_id, quota_bytes=len(payload) - 1)
+        with self.assertRaises(QuotaExceeded):
+            await self.setup.connect(Role.DEVICE, token=small)
+        again = await self.setup.connect(Role.DEVICE, token=self.token(1))
+        allocated = again.relay.allocated
+        counted = allocated.bytes_transferred if allocated is not None else 0
+        self.assertTrue(len(payload) <= counted <= sent * len(payload), (counted, sent))
+        await self.stop()
+
+
 class OperationTests(WorkersCase):
     """R8, R9: a reload is for all workers or for none, and draining waits for the clients of all."""
 
@@ -297,6 +351,19 @@ def json_lines(text: str) -> list[dict[str, Any]]:
 def of_event(text: str, name: str) -> list[dict[str, Any]]:
     """Those with the event ``name``."""
     return [line for line in json_lines(text) if line.get("event") == name]
+
+
+def administer(path: Path, method: str, what: str) -> dict[str, Any]:
+    """What a relay answers at the admin endpoint on the UNIX socket ``path``."""
+    connection = HTTPConnection("relay", timeout=PATIENCE)
+    connection.sock = socket.socket(socket.AF_UNIX)
+    try:
+        connection.sock.connect(str(path))
+        connection.request(method, what)
+        answer: dict[str, Any] = json.loads(connection.getresponse().read())
+        return answer
+    finally:
+        connection.close()
 
 
 def fetch(port: int, path: str) -> str:

@@ -24,6 +24,7 @@ class Thing:
         self.failures = self.done = self.refused = self.rejected = 0
         self.queued = self.dropped = self.blocked = self.decisions = 0
         self.is_failing = False
+        self.problem: str | None = None
         self.last_success: float | None = None
         self.traffic = Traffic()
 

@@ -3,10 +3,10 @@
 Theory of operation
 -------------------
 Administrators and external systems change ``AccessLists`` while the relay runs. With a ``state_dir``, ``AccessStore`` keeps what
-they added in one JSON file. It looks a few times a second whether something has changed (``sweep``) and writes at most every
-``SAVE_INTERVAL``, in a thread: a long list must not keep packets waiting. The file is written beside the old one, flushed to the
-disk and then put in its place, so that there is always a whole one. When that fails the lists hold all the same, the log says so,
-and it is tried again.
+they added in one JSON file. It looks a few times a second whether something has changed (``sweep``), or at once for somebody who
+wants to know (``keep``), and writes at most every ``SAVE_INTERVAL``, in a thread: a long list must not keep packets waiting. The
+file is written beside the old one, flushed to the disk and then put in its place, so that there is always a whole one. When that
+fails the lists hold all the same, the log and ``/health`` say so (``problem``), and it is tried again.
 
 A file that is damaged keeps the relay from starting: nobody should be let in because a disk has an error. The configuration wins:
 entries of the file for a network that it speaks of are passed over, and so are those whose time is over.
@@ -61,6 +61,8 @@ class AccessStore:
         self._save_from = 0.0
         self.failures = 0
         """Writes that failed."""
+        self.problem: str | None = None
+        """Why the last write failed, in a sentence; None when it did not."""
 
     def load(self) -> int:
         """Take in what an earlier life kept; returns how many entries. ``AccessFileError`` when the file cannot be used."""
@@ -98,6 +100,25 @@ class AccessStore:
         return self._save() if self._is_behind else succeed(None)
 
     @property
+    def is_kept(self) -> bool:
+        """Whether what is added outlives a restart, as far as is known."""
+        return self._path is not None and self.problem is None
+
+    async def keep(self) -> bool:
+        """Write what is not written yet, if a write may begin now; whether what holds now outlives a restart.
+
+        Many changes may ask within ``SAVE_INTERVAL``: the answer to the later ones is what came of the write before.
+        """
+        saving = self._saving
+        if saving is None and self._is_behind and self._now() >= self._save_from:
+            saving = self._save()
+        if saving is not None:
+            waiter: Deferred[None] = Deferred()
+            saving.chainDeferred(waiter)  # whoever asks may go away; the write is not his
+            await waiter
+        return self.is_kept
+
+    @property
     def _is_behind(self) -> bool:
         return self._path is not None and self._lists.changes != self._saved
 
@@ -115,11 +136,12 @@ class AccessStore:
             self._saving = None
             if isinstance(result, Failure):
                 self.failures += 1
+                self.problem = f"the lists of networks cannot be kept: {result.value}"
                 self._log.error(
                     "the lists of networks cannot be kept: {problem}", event="access.not_saved", problem=str(result.value)
                 )
             else:
-                self._saved = changes
+                self._saved, self.problem = changes, None
             done.callback(None)
 
         self._run(write).addBoth(ended)

@@ -8,8 +8,8 @@ survives reloads, and restarts where there is a ``state_dir``. Two things can be
 or *unpinned*. Saying what the file says anyway is the same as saying nothing.
 
 With a ``state_dir`` each change is written before it is answered, in a thread. When that fails the change holds all the same,
-the log says so, and it is tried again with the next change. A file that is damaged keeps the relay from starting: nobody should
-be let in because a disk has an error.
+the log and ``/health`` say so (``problem``), and it is tried again with the next change. A file that is damaged keeps the relay
+from starting: nobody should be let in because a disk has an error.
 """
 
 from __future__ import annotations
@@ -55,6 +55,8 @@ class PinnedKeys:
         self._writing = DeferredLock()
         self.failures = 0
         """Writes that failed."""
+        self.problem: str | None = None
+        """Why the last write failed, in a sentence; None when it did not."""
         self.revision = 0
         """Grows with each change at run time."""
 
@@ -123,12 +125,14 @@ class PinnedKeys:
             await self._run(lambda: replace_file(path, (text,)))
         except OSError as error:
             self.failures += 1
+            self.problem = f"device keys that were pinned at run time cannot be kept: {error}"
             self._log.error(
                 "device keys that were pinned at run time cannot be kept: {problem}", event="keys.not_saved", problem=str(error)
             )
             return False
         finally:
             self._writing.release()
+        self.problem = None
         return True
 
 

@@ -94,17 +94,36 @@ def _warnings(config: Config, certificate: x509.Certificate) -> Iterator[str]:
     mode = stat.S_IMODE(Path(config.quic_key_path).stat().st_mode)
     if mode & 0o007:
         yield f"everyone on this host has access to the private key {config.quic_key_path} (mode {mode:04o})"
+    if config.relay_port is not None and config.worker_count() > 1:
+        yield (
+            f"relay_port does not apply to the workers' own ports, {_worker_ports(config)}: "
+            "clients must be able to reach those under the same numbers"
+        )
 
 
 def _summary(config: Config, certificate: x509.Certificate, fingerprint: bytes, keys: DeviceKeys) -> dict[str, str]:
     return {
         "relay id": config.relay_id.hex(),
-        "listens on": ", ".join(f"UDP {Address.of(address, config.listen_port)}" for address in config.listen_addr),
+        "listens on": _ports(config),
         "certificate": ", ".join(certificate_names(certificate)) or "no name",
         "valid until": when(certificate.not_valid_after_utc.timestamp()),
         "fingerprint": fingerprint.hex(),
         "devices": str(len(keys)),
     }
+
+
+def _ports(config: Config) -> str:
+    shared = ", ".join(f"UDP {Address.of(address, config.listen_port)}" for address in config.listen_addr)
+    count = config.worker_count()
+    return shared if count == 1 else f"{shared} with {count} workers, each alone on {_worker_ports(config)}"
+
+
+def _worker_ports(config: Config) -> str:
+    """The ports that lead to one of several workers each."""
+    if config.listen_port == 0 and config.worker_port_base is None:
+        return "the ports behind that"
+    first = config.first_worker_port(config.listen_port)
+    return f"{first} to {first + config.worker_count() - 1}"
 
 
 def certificate_names(certificate: x509.Certificate) -> list[str]:

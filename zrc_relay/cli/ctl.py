@@ -77,7 +77,7 @@ def ctl(context: click.Context, /, **given: Any) -> None:
 @asking
 def list_allocations(call: Call, **which: Any) -> None:
     """List the live allocations."""
-    call.show(call.ask("listAllocations", **which), views.allocations)
+    call.show_list(call.ask("listAllocations", **which), views.allocations)
 
 
 @ctl.command()
@@ -118,7 +118,7 @@ def stats(call: Call) -> None:
 @asking
 def connections(call: Call, **which: Any) -> None:
     """List the QUIC connections."""
-    call.show(call.ask("listConnections", **which), views.connections)
+    call.show_list(call.ask("listConnections", **which), views.connections)
 
 
 @ctl.command()

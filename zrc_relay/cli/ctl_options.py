@@ -16,8 +16,9 @@ import click
 
 from zrc_relay.cli.console import print_json
 from zrc_relay.cli.ctl_client import DEFAULT_TIMEOUT, AdminClient
+from zrc_relay.cli.ctl_views import missing
 from zrc_relay.cli.ctl_where import find_place, find_token
-from zrc_relay.cli.errors import BadInput
+from zrc_relay.cli.errors import BadInput, complain
 from zrc_relay.cli.params import amount
 from zrc_relay.cli.running import run
 from zrc_relay.config_units import Duration
@@ -114,3 +115,9 @@ class Call:
             print_json(answer)
         else:
             view(answer)
+
+    def show_list(self, page: Any, view: Callable[[Any], None]) -> None:
+        """Print ``page``, and on standard error what is not on it because somebody does not answer."""
+        self.show(page, view)
+        for line in missing(page):
+            complain(line)

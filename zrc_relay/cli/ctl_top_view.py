@@ -15,7 +15,7 @@ from typing import Any, Final, Self
 from rich.text import Text
 
 from zrc_relay.cli.console import printable, size, span
-from zrc_relay.cli.ctl_views import NOTHING, rate, worker_cells
+from zrc_relay.cli.ctl_views import NOTHING, missing, rate, worker_cells
 from zrc_relay.control.operations import SortKey
 
 HEAD_LINES: Final = 5
@@ -207,10 +207,11 @@ def _worker_line(cells: Sequence[str]) -> str:
 def _listed(page: Mapping[str, Any], order: Order, problem: str) -> Text:
     if problem:
         return Text(f"OLD: {printable(problem)}", "bold red")
-    if not page["items"]:
-        return Text("no allocations", "dim")
-    first = page["offset"] + 1
-    return Text(f"{first} to {page['offset'] + len(page['items'])} of {page['total']}, {order.words}", "dim")
+    first, gaps = page["offset"] + 1, missing(page)
+    listed = "no allocations"
+    if page["items"]:
+        listed = f"{first} to {page['offset'] + len(page['items'])} of {page['total']}, {order.words}"
+    return Text("; ".join((*gaps, listed)), "bold yellow" if gaps else "dim")
 
 
 def _titles(shown: list[Column], order: Order, width: int) -> Text:

@@ -53,6 +53,11 @@ def print_rest(page: Answer) -> None:
         console().print(Text(f"{first + 1 if shown else first} to {first + shown} of {total}{more}", "dim"), soft_wrap=True)
 
 
+def missing(page: Answer) -> list[str]:
+    """A sentence for each worker whose rows a list does not have; a relay of an earlier version says nothing of that."""
+    return [f"worker {index} does not answer; what it has is missing" for index in page.get("missing_workers", ())]
+
+
 def short_names(items: Iterable[Answer]) -> list[str]:
     """How to name each of these allocations: by its id alone, where no other one here has the same."""
     listed = list(items)
@@ -201,13 +206,19 @@ def network(item: Answer) -> None:
     """``block`` and ``allow``."""
     print_fields({
         "network": item["network"], "access": item["access"], "until": moment(item["until"]), "note": printable(item["note"]),
+        **({"after a restart": _after_restart(item)} if "kept" in item else {}),  # an earlier version does not say
     })
 
 
 def removed(item: Answer) -> None:
     """``unblock``."""
     said = {"allow": "allowed", "block": "blocked"}[item["access"]]
-    console().print(Text(f"{item['network']} is no longer {said}"), soft_wrap=True)
+    again = "" if item.get("kept", True) else "; after a restart it may be so again, because the lists cannot be written"
+    console().print(Text(f"{item['network']} is no longer {said}{again}"), soft_wrap=True)
+
+
+def _after_restart(change: Answer) -> str:
+    return "the same" if change["kept"] else "forgotten: there is no state_dir, or it cannot be written"
 
 
 def keys(page: Answer) -> None:
@@ -228,7 +239,7 @@ def key(change: Answer) -> None:
         "tier": printable(item["tier"]) or "none, the defaults",
         "note": printable(item["note"]) or NOTHING,
         "said by": _source(item),
-        "after a restart": "the same" if change["kept"] else "forgotten: there is no state_dir, or it cannot be written",
+        "after a restart": _after_restart(change),
         "ended with it": f"{change['ended']} allocations",
     })
 

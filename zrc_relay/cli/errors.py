@@ -20,6 +20,8 @@ from zrc_relay.client.errors import ChannelRefused, ConnectFailed, ConnectionLos
 
 STATUS_INTERRUPTED: Final = 130
 """What shells report for a process that SIGINT ended."""
+_UNTRUSTED: Final = ("self-signed", "self signed", "issuer certificate")
+"""In what OpenSSL says of a certificate that leads to no authority that is trusted; its versions spell it differently."""
 _NO_ARGUMENTS: Final[type[Exception] | tuple[()]] = getattr(click.exceptions, "NoArgsIsHelpError", ())
 
 
@@ -49,12 +51,19 @@ def trouble(error: Exception, relay: object) -> Failure:
         case RelayError() | UnknownCode():
             return Failure(f"{relay} says no: {printable(str(error))}")
         case ConnectFailed():
-            return Failure(f"cannot connect to {relay}: {printable(str(error))}")
+            return Failure(f"cannot connect to {relay}: {printable(str(error))}{_hint(str(error))}")
         case ChannelRefused():
             return Failure(f"no channel at {relay}: {printable(str(error))}")
         case ConnectionLost():
             return Failure(f"lost the connection to {relay}: {printable(str(error))}")
     return Failure(str(error))
+
+
+def _hint(problem: str) -> str:
+    """What to do about a certificate that nobody has signed whom this host trusts, as OpenSSL calls it; empty for the rest."""
+    if not any(words in problem for words in _UNTRUSTED):
+        return ""
+    return "; --fingerprint trusts exactly the certificate that has it (check-config shows it on the relay's host)"
 
 
 class Program(click.Group):

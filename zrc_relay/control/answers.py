@@ -102,6 +102,8 @@ class AllocationPage:
     items: tuple[AllocationInfo, ...] = field(metadata=says("The allocations."))
     total: int = field(metadata=says("How many there are on all pages.", minimum=0))
     offset: int = field(metadata=says("How many come before the page.", minimum=0))
+    missing_workers: tuple[int, ...] = field(metadata=says(
+        "Workers, by index, that do not answer or are being replaced: what they have is neither here nor in `total`."))
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +113,8 @@ class ConnectionPage:
     items: tuple[ConnectionInfo, ...] = field(metadata=says("The connections."))
     total: int = field(metadata=says("How many there are on all pages.", minimum=0))
     offset: int = field(metadata=says("How many come before the page.", minimum=0))
+    missing_workers: tuple[int, ...] = field(metadata=says(
+        "Workers, by index, that do not answer or are being replaced: what they have is neither here nor in `total`."))
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,8 +193,8 @@ class WorkerStats:
     index: int = field(metadata=says("Which one it is, from 0 on; the same for whoever takes its place.", minimum=0))
     pid: int | None = field(metadata=says("Its process; null while there is none."))
     state: str = field(metadata=says(
-        "`ready`, `draining`, `starting` until it is ready, `down` while nobody has taken its place.",
-        enum=["starting", "ready", "draining", "down"]))
+        "`ready`, `draining`, `starting` until it is ready, `silent` when it has said nothing for more than 3 s, `down` while "
+        "nobody has taken its place.", enum=["starting", "ready", "draining", "silent", "down"]))
     uptime_seconds: float = field(metadata=says("How long ago it was started.", minimum=0))
     allocations: int = field(metadata=says("Allocations that it has.", minimum=0))
     connections: int = field(metadata=says("Connections that it has.", minimum=0))
@@ -232,6 +236,9 @@ class EntryInfo:
     until: str | None = field(metadata=says("When that ends.", **MOMENT))
     note: str = field(metadata=says("Who added it, or why."))
     configured: bool = field(metadata=says("Whether the configuration says so; run time cannot change it then."))
+    kept: bool = field(metadata=says(
+        "Whether that outlives a restart: the configuration says so, or there is a `state_dir`, and it could be written. Of an "
+        "entry that was taken back, whether it stays away."))
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,6 +86,11 @@ class EventHub:
         if self._listeners and name != _ALSO_SECURITY and not name.startswith(f"{EventKind.SECURITY.value}."):
             self._tell(name, {"time": moment(self._wall()), **fields})
 
+    def announce(self, name: str, **fields: object) -> None:
+        """Tell listeners alone: what the log has in other words."""
+        if self._listeners:
+            self._tell(name, {"time": moment(self._wall()), **fields})
+
     def offer(self, record: Mapping[str, object]) -> None:
         """See ``Sink``."""
         if self._listeners:

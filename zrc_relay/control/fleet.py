@@ -7,6 +7,9 @@ it says, ``lost`` when it is gone. Everything else reads: statistics, metrics an
 a worker that does not answer just now is not missing from sums. Counters of one that died stay in every sum (``sums``,
 ``metrics.totals``); peaks are those of the sums, not sums of peaks.
 
+When a worker is gone with what it had, and when another one is there in its place, listeners to events hear of it (``tell``):
+what they know of the relay's allocations is wrong then, and no event for each of them will come.
+
 Whoever asks a worker for its numbers tells them here the moment they come (``saw``, ``totals.seen``), never later: by then it may
 have died, and would be counted twice.
 """
@@ -39,12 +42,20 @@ class _Worker:
     report: WorkerReport | None = None
 
 
-class Fleet:
-    """See the module's docstring: ``count`` workers, with indices from 0 on. ``now`` gives monotonic seconds."""
+def _nobody_listens(name: str, **fields: object) -> None:
+    """Where there are no listeners."""
 
-    def __init__(self, count: int, now: Callable[[], float]) -> None:
+
+class Fleet:
+    """See the module's docstring: ``count`` workers, with indices from 0 on. ``now`` gives monotonic seconds.
+
+    ``tell`` gets the name of an event and its fields.
+    """
+
+    def __init__(self, count: int, now: Callable[[], float], tell: Callable[..., None] = _nobody_listens) -> None:
         self.count = count
         self._now = now
+        self._tell = tell
         self._started = now()
         self._workers = [_Worker() for _ in range(count)]
         self._retired = NOTHING
@@ -64,11 +75,14 @@ class Fleet:
     def reported(self, index: int, report: WorkerReport) -> None:
         """It says how it is."""
         worker = self._workers[index]
+        has_come = worker.report is None and worker.starts > 1
         worker.report, worker.heard_at = report, self._now()
         self._has_run = True
         self.totals.seen(index, report.snapshot)
         self.saw(index, report.numbers)
         self.note_peaks()
+        if has_come:
+            self._tell("worker.replaced", worker=index, pid=worker.pid)
 
     def saw(self, index: int, numbers: Numbers) -> None:
         """These are its numbers now."""
@@ -81,6 +95,12 @@ class Fleet:
             self._retired = together((self._retired, counted(worker.numbers)))
         self.totals.gone(index)
         self._workers[index] = _Worker(starts=worker.starts)
+        if worker.pid is not None:
+            had = worker.numbers or NOTHING
+            self._tell(
+                "worker.lost", worker=index, pid=worker.pid, allocations=had.allocations.current,
+                connections=had.connections.current,
+            )
 
     # -- what is known
 
@@ -133,11 +153,19 @@ class Fleet:
             if self.running:
                 yield f"worker {index} is {'being started' if worker.pid is not None else 'down'}"
             return
-        silence = self._now() - worker.heard_at
-        if silence > LATE:
-            yield f"worker {index} has said nothing for {silence:.0f} s"
+        if self._is_silent(worker):
+            yield f"worker {index} has said nothing for {self._now() - worker.heard_at:.0f} s"
         for problem in worker.report.warnings:
             yield f"worker {index}: {problem}"
+
+    def _is_silent(self, worker: _Worker) -> bool:
+        return self._now() - worker.heard_at > LATE
+
+    def _state(self, worker: _Worker) -> str:
+        """See ``WorkerStats.state``."""
+        if worker.report is None:
+            return "down" if worker.pid is None else "starting"
+        return "silent" if self._is_silent(worker) else worker.report.state
 
     def _sum(self) -> Numbers:
         return together((self._retired, *(worker.numbers for worker in self._workers if worker.numbers is not None)))
@@ -154,7 +182,7 @@ class Fleet:
             yield WorkerStats(
                 index=index,
                 pid=worker.pid,
-                state=report.state if report is not None else "down" if worker.pid is None else "starting",
+                state=self._state(worker),
                 uptime_seconds=round(max(0.0, now - worker.begun_at), 3) if worker.pid is not None else 0.0,
                 allocations=numbers.allocations.current,
                 connections=numbers.connections.current,

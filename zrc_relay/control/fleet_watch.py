@@ -22,11 +22,11 @@ from zrc_relay.control.health import (
 )
 from zrc_relay.control.observe import Observe
 from zrc_relay.control.traffic import Traffic
-from zrc_relay.control.watch import BackgroundTask, Log, Reloading, checks_of, expiry_of, troubles
+from zrc_relay.control.watch import BackgroundTask, Log, Reloading, State, checks_of, expiry_of, troubles
 from zrc_relay.core.counters import Counters
 from zrc_relay.metrics.catalogue import take_front
 from zrc_relay.metrics.exposition import MergedExposition
-from zrc_relay.metrics.local import Bouncer, Front, Task, Webhook
+from zrc_relay.metrics.local import Bouncer, Front, Webhook
 from zrc_relay.metrics.vitals import Vitals
 
 
@@ -65,7 +65,7 @@ class FleetWatch(MultiService):
         endpoint: StreamEndpoint | None,
         tasks: Sequence[BackgroundTask],
         logs: Sequence[Log],
-        state: Sequence[Task],
+        state: Sequence[State],
         reloads: Reloading,
         certificate: Callable[[], Certificate],
         is_ready: Callable[[], bool],
@@ -86,7 +86,7 @@ class FleetWatch(MultiService):
             troubles=troubles(background, logs, state), entries=entries, restarts=lambda: fleet.restarts, vitals=self.vitals,
             reloads=reloads, webhook=webhook, bouncer=bouncer,
         )
-        self.checks = FleetChecks(checks_of(self.front, background, logs, reloads, now=now, wall=wall), fleet)
+        self.checks = FleetChecks(checks_of(self.front, background, logs, state, reloads, now=now, wall=wall), fleet)
         self.exposition = MergedExposition(lambda: take_front(self.front), traffic.snapshot)
         self.site: SiteService | None = None
         if endpoint is not None:

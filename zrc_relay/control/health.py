@@ -78,6 +78,20 @@ def failing(thing: Failing, problem: str) -> Check:
     return lambda: problem if thing.is_failing else None
 
 
+class Complaining(Protocol):
+    """Something that says itself what is wrong with it."""
+
+    @property
+    def problem(self) -> str | None:
+        """A sentence; None when nothing is wrong."""
+        ...
+
+
+def complaint(thing: Complaining) -> Check:
+    """Whatever ``thing`` says."""
+    return lambda: thing.problem
+
+
 def certificate_expired(expires: Callable[[], float], wall: Callable[[], float]) -> Check:
     """Nobody can connect with a certificate that has expired. Both in Unix seconds."""
     return lambda: "the certificate has expired" if expires() <= wall() else None

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from twisted.internet.defer import Deferred
 
 from zrc_relay import __version__
+from zrc_relay.access import AccessStore
 from zrc_relay.control.answers import (
     AllocationDetail,
     AllocationPage,
@@ -96,6 +97,11 @@ class Managed(Protocol):
         ...
 
     @property
+    def access(self) -> AccessStore:
+        """Where what run time said of networks is kept."""
+        ...
+
+    @property
     def tiers(self) -> Collection[str]:
         """Names of the tiers that there are."""
         ...
@@ -155,13 +161,15 @@ class FrontOperations:
         """See ``Operations``, as for all of these."""
         ranking = await self._traffic.rank_allocations(which, sort, page.offset + page.limit, descending=descending)
         items = await self._traffic.describe_allocations(_names(ranking, page))
-        return AllocationPage(tuple(item for item in items if item is not None), ranking.total, page.offset)
+        shown = tuple(item for item in items if item is not None)
+        return AllocationPage(shown, ranking.total, page.offset, ranking.missing)
 
     async def connections(self, source: Network | None, page: Page) -> ConnectionPage:
         """QUIC connections."""
         ranking = await self._traffic.rank_connections(source, page.offset + page.limit)
         items = await self._traffic.describe_connections(_names(ranking, page))
-        return ConnectionPage(tuple(item for item in items if item is not None), ranking.total, page.offset)
+        shown = tuple(item for item in items if item is not None)
+        return ConnectionPage(shown, ranking.total, page.offset, ranking.missing)
 
     async def allocation(self, name: AllocationName) -> AllocationDetail:
         """One allocation."""
@@ -209,7 +217,9 @@ class FrontOperations:
                 chosen.append(entry)
 
         await in_slices(list(self._front.lists), look, self._clocks.reactor)
-        return EntryPage(tuple(_entry(each) for each in chosen[page.offset : page.offset + page.limit]), len(chosen), page.offset)
+        kept = self._front.access.is_kept
+        shown = tuple(_entry(each, kept=kept) for each in chosen[page.offset : page.offset + page.limit])
+        return EntryPage(shown, len(chosen), page.offset)
 
     async def add_entry(self, entry: NewEntry) -> EntryInfo:
         """See ``Operations``."""
@@ -223,9 +233,12 @@ class FrontOperations:
         if not lists.add(Entry(entry.network, entry.access, until, note), wall):
             msg = f"there are {MAX_RUNTIME_ENTRIES} entries already"
             raise Conflict(msg)
-        info = self._entry_of(entry.network)
+        known = lists.get(entry.network)
+        if known is None:
+            msg = f"nothing is said of {entry.network}"
+            raise NotFound(msg)
         await self._front.lists_in_force()
-        return info
+        return _entry(known, kept=await self._front.access.keep())
 
     async def remove_entry(self, network: Network) -> EntryInfo:
         """See ``Operations``."""
@@ -238,14 +251,8 @@ class FrontOperations:
             msg = f"the configuration says {known.access.value} of {network}; change it there"
             raise Conflict(msg)
         await self._front.lists_in_force()
-        return _entry(known)
-
-    def _entry_of(self, network: Network) -> EntryInfo:
-        known = self._front.lists.get(network)
-        if known is None:
-            msg = f"nothing is said of {network}"
-            raise NotFound(msg)
-        return _entry(known)
+        await self._front.access.keep()
+        return _entry(known, kept=self._front.access.problem is None)  # where nothing is kept, nothing comes back
 
     # -- device keys
 
@@ -332,8 +339,10 @@ def _names(ranking: Ranking, page: Page) -> tuple[str, ...]:
     return tuple(name for _, name in ranking.rows[page.offset : page.offset + page.limit])
 
 
-def _entry(entry: Entry) -> EntryInfo:
-    return EntryInfo(str(entry.network), entry.access.value, moment(entry.until), entry.note, entry.configured)
+def _entry(entry: Entry, *, kept: bool) -> EntryInfo:
+    return EntryInfo(
+        str(entry.network), entry.access.value, moment(entry.until), entry.note, entry.configured, entry.configured or kept
+    )
 
 
 def _too_many() -> Conflict:

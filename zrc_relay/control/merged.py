@@ -4,7 +4,7 @@ Theory of operation
 -------------------
 Where an allocation can be follows from its id (``core.routing``), so what is asked of one goes to that worker alone; when it is
 gone or does not answer, that is said, with its index. Everything else is asked of all at once, and who does not answer in time is
-left out: a list without the rows of a worker that is being replaced is worth more than none.
+left out: a list without the rows of a worker that is being replaced is worth more than none. It says whose rows are missing.
 
 To put lists together each worker gives as many rows as the page ends behind (``rank_...``); names of rows get the index of their
 worker in front, by which ``describe_...`` knows whom to ask.
@@ -54,7 +54,7 @@ class MergedTraffic:
         found = await self._ask_all(
             lambda _, worker: worker.rank_allocations(which, sort, limit, descending=descending), PATIENCE
         )
-        return _ranked(found, limit, descending=descending)
+        return self._ranked(found, limit, descending=descending)
 
     async def describe_allocations(self, names: tuple[str, ...]) -> tuple[AllocationInfo | None, ...]:
         """What is on a page."""
@@ -63,11 +63,21 @@ class MergedTraffic:
     async def rank_connections(self, source: Network | None, limit: int) -> Ranking:
         """The connections."""
         found = await self._ask_all(lambda _, worker: worker.rank_connections(source, limit), PATIENCE)
-        return _ranked(found, limit)
+        return self._ranked(found, limit)
 
     async def describe_connections(self, names: tuple[str, ...]) -> tuple[ConnectionInfo | None, ...]:
         """What is on a page."""
         return await self._describe(names, lambda worker, theirs: worker.describe_connections(theirs))
+
+    def _ranked(self, found: Mapping[int, Ranking], limit: int, *, descending: bool = False) -> Ranking:
+        """The lists of several workers as one; names get their worker's index in front."""
+        owners = {name: index for index, ranking in found.items() for _, name in ranking.rows}
+        rows = in_order((row for ranking in found.values() for row in ranking.rows), descending=descending)[:limit]
+        return Ranking(
+            tuple((value, f"{owners[name]} {name}") for value, name in rows),
+            sum(ranking.total for ranking in found.values()),
+            tuple(index for index in range(self._fleet.count) if index not in found),
+        )
 
     async def _describe(
         self, names: tuple[str, ...], ask: Callable[[Traffic, tuple[str, ...]], Coroutine[Any, Any, tuple[T | None, ...]]]
@@ -156,12 +166,3 @@ class MergedTraffic:
         except (Unavailable, TooLate) as error:
             msg = f"worker {index}, which would have this allocation, does not answer; try again in a moment"
             raise Unavailable(msg) from error
-
-
-def _ranked(found: Mapping[int, Ranking], limit: int, *, descending: bool = False) -> Ranking:
-    """The lists of several workers as one; names get their worker's index in front."""
-    owners = {name: index for index, ranking in found.items() for _, name in ranking.rows}
-    rows = in_order((row for ranking in found.values() for row in ranking.rows), descending=descending)[:limit]
-    return Ranking(
-        tuple((value, f"{owners[name]} {name}") for value, name in rows), sum(ranking.total for ranking in found.values())
-    )

@@ -45,7 +45,8 @@ _EVENTS: Final = """\
 Server-sent events, each with `id` (a number that counts up by one; a gap is what the filter left out), `event` (its name, such as
 `allocation.created` or `session.refused`) and `data` (a JSON object with `time` and the fields of the event). A listener that
 does not keep up gets a last event `overflow`; one that has listened for an hour gets `end`, as at a stop of the relay, and may
-come again. Comments keep idle connections alive."""
+come again. `worker.lost` says that a worker died with all its allocations, of which no other event tells: list again when
+`worker.replaced` comes. Comments keep idle connections alive."""
 _EVENT: Final[Schema] = {
     "type": "object",
     "description": "One event.",

@@ -54,6 +54,7 @@ class EventKind(Enum):
     ALLOCATION = "allocation"
     SESSION = "session"
     SECURITY = "security"
+    WORKER = "worker"
 
 
 @dataclass(frozen=True, slots=True)

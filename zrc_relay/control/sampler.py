@@ -50,6 +50,10 @@ class Sampler(Ticker):
         """Bytes a second of the allocations that carried something between the last two looks."""
         self.talkers: list[tuple[float, AllocationKey]] = []
         """The busiest of them, the busiest first."""
+        self.on_moved: Callable[[AllocationKey], object] = _ignore
+        """Called for each allocation that is new or has carried something since the last look."""
+        self.on_looked: Callable[[], object] = _ignore
+        """Called when a look at all of them is over."""
         self._last = (self.started, 0, 0)
         self._seen: dict[AllocationKey, int] = {}
         self._seen_at = self.started
@@ -84,9 +88,12 @@ class Sampler(Ticker):
             def visit(allocation: Allocation) -> None:
                 key, size = allocation.key, allocation.bytes_transferred
                 seen[key] = size
-                carried = size - known.get(key, size)
-                if carried > 0 and elapsed > 0:
-                    rates[key] = carried / elapsed
+                before = known.get(key)
+                if size == before:
+                    return
+                self.on_moved(key)
+                if before is not None and size > before and elapsed > 0:
+                    rates[key] = (size - before) / elapsed
 
             await in_slices(list(self._relay.table), visit, self._reactor)
             self.talkers = nlargest(TALKERS, ((rate, key) for key, rate in rates.items()))
@@ -94,7 +101,12 @@ class Sampler(Ticker):
             self.rates = rates
         finally:
             self._is_counting = False
+            self.on_looked()
 
     def _failed(self, failure: Any) -> None:
         self.failures += 1
         self._log.failure("the background task {task} failed; it goes on", failure, event="task.failed", task=self.name)
+
+
+def _ignore(*_: object) -> None:
+    """Nobody wants to know."""

@@ -43,10 +43,11 @@ Row = tuple[str | int | float, str]
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """The first rows of a list in its order, and how many there are in all."""
+    """The first rows of a list in its order, and how many there are in all, but for those of ``missing`` workers, by index."""
 
     rows: tuple[Row, ...]
     total: int
+    missing: tuple[int, ...] = ()
 
 
 def in_order(rows: Iterable[Row], *, descending: bool = False) -> list[Row]:

@@ -20,6 +20,7 @@ from zrc_relay.control.health import (
     certificate_expired,
     certificate_expires_soon,
     complain_if,
+    complaint,
     failing,
     loop_late,
 )
@@ -49,6 +50,15 @@ class Log(Task, Failing, Protocol):
         ...
 
 
+class State(Task, Protocol):
+    """What should outlive a restart."""
+
+    @property
+    def problem(self) -> str | None:
+        """Why it could not be written when last tried, in a sentence; None when it could."""
+        ...
+
+
 class Reloading(Reloads, Failing, Protocol):
     """What reads the settings again."""
 
@@ -66,7 +76,7 @@ class Watch(MultiService):
         ports: Callable[[], Sequence[Port]],
         tasks: Sequence[BackgroundTask],
         logs: Sequence[Log],
-        state: Sequence[Task],
+        state: Sequence[State],
         reloads: Reloading,
         certificate: Callable[[], Certificate],
         is_ready: Callable[[], bool],
@@ -87,7 +97,7 @@ class Watch(MultiService):
             reloads=reloads, webhook=webhook, bouncer=bouncer,
         )
         self.checks = checks_of(
-            self.local, background, logs, reloads, now=now, wall=wall,
+            self.local, background, logs, state, reloads, now=now, wall=wall,
             failures=(complain_if(lambda: is_ready() and not ports(), "no UDP socket is open"),),
         )
         self.exposition = Exposition(lambda: take(self.local))
@@ -114,7 +124,8 @@ def troubles(
 
 
 def checks_of(
-    front: Front, background: Sequence[BackgroundTask], logs: Sequence[Log], reloads: Failing, *,
+    front: Front, background: Sequence[BackgroundTask], logs: Sequence[Log], state: Sequence[State],
+    reloads: Failing, *,
     now: Callable[[], float], wall: Callable[[], float], failures: Sequence[Check] = (),
 ) -> Checks:
     """The checks that every process in front of clients or operators has, behind its own ``failures``."""
@@ -130,6 +141,7 @@ def checks_of(
             loop_late(lambda: front.vitals.loop.waits.worst.at(now())),
             failing(reloads, "the last reload was refused: what the files say is not in force"),
             *(failing(log, f"cannot write to {log.path}") for log in logs),
+            *(complaint(each) for each in state),
         ),
         unreadiness=(
             complain_if(is_draining, "the relay drains"),

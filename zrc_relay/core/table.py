@@ -2,10 +2,8 @@
 
 Theory of operation
 -------------------
-Live allocations are in one dict by ``(device_id, allocation_id)``. What ended leaves a ``Tombstone`` until its token's expiry:
-its byte count goes on if it comes back, and if it ended for good (quota, administrator) it keeps the code (PROTOCOL §5, "after
-the end"). Tombstones are bounded per device, the oldest first out: a device that floods its own memory only forgets its own
-allocations. Devices that nobody has pinned can be made up at will, so theirs are also bounded all together.
+Live allocations are in one dict by ``(device_id, allocation_id)``. What ended leaves a ``Tombstone`` until its token's expiry
+(``remembered``); so does what another process knew of allocations before it ended.
 
 Room is counted by ``limits.Places``, together with other processes if there are any: a place is taken in one step, and given back
 when nothing comes of it.
@@ -16,41 +14,17 @@ timer each.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Final
 
 from zrc_relay.core.allocation import Allocation, AllocationKey, Events, reason_is_final
 from zrc_relay.core.authorisation import Refused
 from zrc_relay.core.codes import ErrorCode, Role, TerminationReason
 from zrc_relay.core.counters import Counters
 from zrc_relay.core.deadlines import Deadlines
-from zrc_relay.core.limiter import TokenBucket
 from zrc_relay.core.limits import Bucket, Lack, LocalPlaces, Places
+from zrc_relay.core.remembered import Graves, Remembered, Tombstone, Witness, proven_sides
 from zrc_relay.core.tiers import Tier
 from zrc_relay.core.token import RelayToken
-
-TOMBSTONES_PER_DEVICE: Final = 256
-"""Ended allocations remembered per device: some 40 kB, and more than twice the built-in ``paid`` tier holds at once (R2.8)."""
-UNPINNED_TOMBSTONES: Final = 16_384
-"""Ended allocations remembered of all devices together that are not pinned: some 8 MB (R6.9)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Tombstone:
-    """What is remembered of an ended allocation until ``until`` (Unix seconds).
-
-    ``code`` is the close code for whoever tries it again, or None when it may be created again and goes on counting. ``bucket``
-    is what was left of its bandwidth, so that ending and creating it again buys no further burst (R4.1).
-    """
-
-    bytes_transferred: int
-    until: int
-    code: ErrorCode | None
-    bucket: TokenBucket | None = field(default=None, compare=False)
-    proven: frozenset[Role] = frozenset()
-    """The sides that had bound with a proof: never again without (PROTOCOL §4)."""
 
 
 class AllocationTable:
@@ -79,11 +53,9 @@ class AllocationTable:
         self._counters = counters
         self._events = events
         self._live: dict[AllocationKey, Allocation] = {}
-        self._tombstones: dict[bytes, OrderedDict[bytes, Tombstone]] = {}
-        self._unpinned: OrderedDict[AllocationKey, None] = OrderedDict()
+        self._graves = Graves()
         self._expiry: Deadlines[Allocation] = Deadlines()
         self._absence: Deadlines[Allocation] = Deadlines()
-        self._burial: Deadlines[AllocationKey] = Deadlines()
 
     def reconfigure(
         self,
@@ -164,7 +136,7 @@ class AllocationTable:
             self._places.leave(token.device_id)
             raise
         key = allocation.key
-        self._forget(key)  # also what is over and was not swept yet: the wall clock may be set back
+        self._graves.forget(key)  # also what is over and was not swept yet: the wall clock may be set back
         self._live[key] = allocation
         allocation.enter()
         allocation.is_pinned = pinned
@@ -204,6 +176,7 @@ class AllocationTable:
         """A token was accepted for ``allocation``: it may live ``allocation_timeout`` from here (R2.5)."""
         allocation.accepted_until = wall + self._allocation_timeout
         self._expiry.set(allocation, allocation.expires_at)
+        self._changed(allocation.key)
 
     def absence_changed(self, allocation: Allocation) -> None:
         """A side came or went: wait for the absent one, or stop waiting (R2.6)."""
@@ -219,35 +192,53 @@ class AllocationTable:
         allocation.leave()
         self._expiry.set(allocation, None)
         self._absence.set(allocation, None)
-        device_id, allocation_id = key
-        self._places.leave(device_id)
+        self._places.leave(key[0])
         until = max(allocation.token.expires_at, allocation.remembered_until)
         if until <= wall:
+            self._changed(key)
             return
         stays_ended = reason_is_final(reason) if final is None else final
-        graves = self._tombstones.setdefault(device_id, OrderedDict())
-        graves[allocation_id] = Tombstone(
-            allocation.bytes_transferred, until, reason.close_code if stays_ended else None, allocation.bucket,
-            frozenset(side.role for side in allocation.sides if side.proven),
-        )
-        self._burial.set(key, until)
-        if len(graves) > TOMBSTONES_PER_DEVICE:
-            self._forget((device_id, next(iter(graves))))
-        if not allocation.is_pinned:
-            self._unpinned[key] = None
-            if len(self._unpinned) > UNPINNED_TOMBSTONES:
-                self._forget(next(iter(self._unpinned)))
+        code = reason.close_code if stays_ended else None
+        tombstone = Tombstone(allocation.bytes_transferred, until, code, allocation.bucket, proven_sides(allocation))
+        self._graves.put(key, tombstone, pinned=allocation.is_pinned)
+        if stays_ended and self._graves.witness is not None:
+            self._graves.witness.ended_for_good(key)
+        else:
+            self._changed(key)
 
     def tombstone(self, key: AllocationKey, wall: float) -> Tombstone | None:
         """What is remembered of an ended allocation, unless its time is over."""
-        graves = self._tombstones.get(key[0])
-        found = graves.get(key[1]) if graves is not None else None
-        return found if found is not None and found.until > wall else None
+        return self._graves.get(key, wall)
+
+    # -- across processes
+
+    def report_to(self, witness: Witness) -> None:
+        """Let ``witness`` hear from here on whose ``remembered`` has changed, but for the bytes that allocations carry."""
+        self._graves.witness = witness
+
+    def remembered(self, key: AllocationKey, wall: float) -> Remembered | None:
+        """What another process would have to know of an allocation; None when it is nothing."""
+        allocation = self._live.get(key)
+        if allocation is not None:
+            return Remembered.of_live(allocation)
+        tombstone = self.tombstone(key, wall)
+        return Remembered.of_ended(key, tombstone, pinned=self._graves.is_pinned(key)) if tombstone is not None else None
+
+    def remember(self, remembered: Remembered, wall: float) -> None:
+        """Know what another process knew: as a tombstone, within their bounds, and never of an allocation that lives here."""
+        key = remembered.key
+        if key not in self._live and remembered.until > wall:
+            self._graves.put(key, remembered.tombstone(self.tombstone(key, wall)), pinned=remembered.pinned)
+
+    def _changed(self, key: AllocationKey) -> None:
+        if self._graves.witness is not None:
+            self._graves.witness.changed(key)
+
+    # -- what is due
 
     def expired(self, now: float, wall: float) -> list[tuple[Allocation, TerminationReason]]:
         """The allocations that must end now, with the reason; forgets tombstones whose time is over."""
-        for key in self._burial.due(wall):
-            self._forget(key)
+        self._graves.sweep(wall)
         ended = [(allocation, TerminationReason.EXPIRED) for allocation in self._expiry.due(wall)]
         gone = {allocation for allocation, _ in ended}
         ended += [(allocation, TerminationReason.IDLE) for allocation in self._absence.due(now) if allocation not in gone]
@@ -256,13 +247,4 @@ class AllocationTable:
     @property
     def tombstones(self) -> int:
         """How many ended allocations are remembered."""
-        return len(self._burial)
-
-    def _forget(self, key: AllocationKey) -> None:
-        self._burial.set(key, None)
-        self._unpinned.pop(key, None)
-        graves = self._tombstones.get(key[0])
-        if graves is not None:
-            graves.pop(key[1], None)
-            if not graves:
-                del self._tombstones[key[0]]
+        return len(self._graves)

@@ -7,9 +7,9 @@ Theory of operation
     down -- start --> starting -- Begin answered --> ready
        <-- the process ended, for whatever reason --
 
-When the process has ended, what it held of the shared limits is given back, what it had counted stays counted, and another one is
-started at once, or ever later while they keep dying (``Restarts``). Where processes come from, and what one begins with, is the
-business of the ``House`` that the place is in.
+When the process has ended, what it held of the shared limits is given back, what it had counted stays counted, what it knew of
+allocations is ``Kept``, and another one is started at once, or ever later while they keep dying (``Restarts``). Where processes
+come from, and what one begins with, is the business of the ``House`` that the place is in.
 """
 
 from __future__ import annotations
@@ -27,9 +27,12 @@ from twisted.python.failure import Failure
 
 from zrc_relay.control.fleet import Fleet
 from zrc_relay.control.traffic import Traffic, WorkerReport
+from zrc_relay.core.allocation import AllocationKey
+from zrc_relay.core.remembered import Remembered
 from zrc_relay.workers.commands import Report
+from zrc_relay.workers.keeping import Kept
 from zrc_relay.workers.memory import LimitsMemory
-from zrc_relay.workers.orders import Begin, Beginning, Said, Stop, Tell
+from zrc_relay.workers.orders import Begin, Beginning, Keep, Remember, Said, Stop, Tell
 from zrc_relay.workers.pair import PairEnd
 from zrc_relay.workers.process import WorkerProcess
 from zrc_relay.workers.remote import RemoteTraffic
@@ -93,8 +96,8 @@ class House(Protocol):
 class ParentEnd(PairEnd):
     """The parent's end of the pair with one process. A spare says nothing.
 
-    A process may be known to be over before all that it said has been read. Its last words are for the log, and its numbers come
-    too late: what it counted was added up when it ended.
+    A process may be known to be over before all that it said has been read. Its last words are for the log and for whoever comes
+    after it; its numbers come too late: what it counted was added up when it ended.
     """
 
     _log = Logger()
@@ -106,7 +109,7 @@ class ParentEnd(PairEnd):
 
     def ampBoxReceived(self, box: amp.Box) -> None:  # noqa: N802 - Twisted's name
         """See ``IBoxReceiver``."""
-        if not self.is_over or box.get(amp.COMMAND) == Tell.commandName:
+        if not self.is_over or box.get(amp.COMMAND) in (Tell.commandName, Keep.commandName):
             super().ampBoxReceived(box)
 
     @Report.responder
@@ -124,15 +127,22 @@ class ParentEnd(PairEnd):
             self._log.failure("what worker {worker} told could not be kept", event="worker.untold", worker=self.berth.index)
         return {}
 
+    @Keep.responder
+    def kept(self, entries: tuple[Remembered, ...], forgotten: tuple[AllocationKey, ...]) -> dict[str, Any]:
+        """See ``Keep``."""
+        self.berth.keep(entries, forgotten, is_late=self.is_over)
+        return {}
+
 
 class Berth:
     """The place of the worker ``index`` in ``house``; see the module's docstring."""
 
     _log = Logger()
 
-    def __init__(self, house: House, index: int) -> None:
+    def __init__(self, house: House, index: int, kept: Kept) -> None:
         self.house = house
         self.index = index
+        self.kept = kept
         self.state = State.DOWN
         self.restarts = Restarts()
         self.traffic: Traffic | None = None
@@ -222,6 +232,12 @@ class Berth:
         """The worker is well enough to say how it is."""
         self.heard_at = self.house.now()
         self.house.fleet.reported(self.index, report)
+
+    def keep(self, entries: tuple[Remembered, ...], forgotten: tuple[AllocationKey, ...], *, is_late: bool) -> None:
+        """The worker knows that of allocations. ``is_late``: it is over, and its successor may have begun without it."""
+        self.kept.keep(entries, forgotten)
+        if is_late:
+            self.tell(Remember, entries=entries).addErrback(lambda _: None)  # who dies now leaves what is kept to the next one
 
     def _hang_up(self) -> None:
         transport: Any = self._protocol.transport if self._protocol is not None else None

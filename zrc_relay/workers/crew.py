@@ -45,6 +45,7 @@ from zrc_relay.logs.levels import LogFormat
 from zrc_relay.reload import ReloadRefused
 from zrc_relay.tasks import Ticker
 from zrc_relay.workers.berth import Berth, ParentEnd, State, Told, Watchfulness
+from zrc_relay.workers.keeping import ENDED, Kept
 from zrc_relay.workers.memory import LimitsMemory
 from zrc_relay.workers.orders import (
     Beginning,
@@ -98,7 +99,7 @@ class Crew(MultiService):
     ) -> None:
         super().__init__()
         self.setName("workers")
-        self.reactor, self.now = surroundings.reactor, surroundings.now
+        self.reactor, self.now, self._wall = surroundings.reactor, surroundings.now, surroundings.wall
         self._random = surroundings.random
         self.fleet = fleet
         self.sockets = sockets
@@ -135,7 +136,7 @@ class Crew(MultiService):
         if not self.berths:
             self.sockets.open()
             self.memory = LimitsMemory.create(self.sockets.count, self._random(16), devices=max(DEVICES, self._places))
-            self.berths = [Berth(self, index) for index in range(self.sockets.count)]
+            self.berths = [Berth(self, index, Kept(self._places + ENDED)) for index in range(self.sockets.count)]
 
     def startService(self) -> None:
         """Start the workers."""
@@ -203,7 +204,8 @@ class Crew(MultiService):
             index, len(self.berths), self.sockets.places(index), len(self.sockets.all), self._secret, self._logs_security,
             tuple(cpus[index % len(cpus) :][:1]) if cpus else (), min(REPORT_INTERVAL, self.watchfulness.stall / 4),
         )
-        return Beginning(post, self._placed(self._orders), tuple(self._lists.runtime_entries))
+        remembered = self.berths[index].kept.take_stock(self._wall())
+        return Beginning(post, self._placed(self._orders), tuple(self._lists.runtime_entries), remembered)
 
     def _placed(self, orders: Orders) -> Orders:
         """``orders`` with the ports that lead to one worker each."""

@@ -7,7 +7,7 @@ worker gets it once when it starts (``Begin``), which also says what only a star
 first ``Prepare``, which decodes and checks and changes nothing, then, when every worker has said that it can, ``Commit``.
 
 What a worker has to tell comes in batches (``Tell``), in the order in which it happened: events of allocations and sessions,
-records of security events, lines of its log.
+records of security events, lines of its log. What it knows of allocations is kept for its successor (``Keep``, see ``keeping``).
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 from twisted.protocols import amp
 
+from zrc_relay.core.allocation import AllocationKey
 from zrc_relay.core.cidr import AccessLists, Entry, Network
 from zrc_relay.core.keys import Device, DeviceKeys
+from zrc_relay.core.remembered import Remembered
 from zrc_relay.credentials import make_credentials
 from zrc_relay.engine import EngineSettings
 from zrc_relay.inputs import Inputs, log_settings_of
@@ -128,11 +130,15 @@ class Post:
 
 @dataclass(frozen=True, slots=True)
 class Beginning:
-    """The first thing that a worker hears. ``entries`` are what run time says of networks."""
+    """The first thing that a worker hears. ``entries`` are what run time says of networks.
+
+    ``remembered`` is what earlier workers in its place knew of allocations, the longest known first.
+    """
 
     post: Post
     orders: Orders
     entries: tuple[Entry, ...]
+    remembered: tuple[Remembered, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,6 +241,12 @@ class ChangeLists(amp.Command):
     arguments: ClassVar = [(b"changes", Value(tuple[ListChange, ...]))]
 
 
+class Remember(amp.Command):
+    """A predecessor knew that, too; it was read only after ``Begin``."""
+
+    arguments: ClassVar = [(b"entries", Value(tuple[Remembered, ...]))]
+
+
 class Drain(amp.Command):
     """Take nobody new, tell who is there to leave; answered when all have left."""
 
@@ -252,3 +264,11 @@ class Tell(amp.Command):
     """Things that happened, in this order. ``lost`` things before it could not wait any longer and will never be told."""
 
     arguments: ClassVar = [(b"said", Value(tuple[Said, ...])), (b"lost", amp.Integer())]
+
+
+class Keep(amp.Command):
+    """What a successor must know of these allocations, instead of what was told before; of ``forgotten`` ones, nothing."""
+
+    arguments: ClassVar = [
+        (b"entries", Value(tuple[Remembered, ...])), (b"forgotten", Value(tuple[AllocationKey, ...])),
+    ]

@@ -52,7 +52,7 @@ class ParentService(Front):
         super().__init__(config, surroundings, load)
         if count > 1 and not self._can_steer():
             count = 1
-        self.fleet = Fleet(count, now)
+        self.fleet = Fleet(count, now, self._announce)
         self.crew = Crew(
             Sockets(config.listen_addr, config.listen_port, config.worker_port_base, count),
             self._first_orders,
@@ -98,6 +98,10 @@ class ParentService(Front):
                     self.security_log.keep(values)
                 case Kind.LINE:
                     self._write(values["line"], LogLevel(one.name))
+
+    def _announce(self, name: str, **fields: object) -> None:
+        if not self.crew.is_stopping:
+            self.hub.announce(name, **fields)
 
     def _make_watch(self, config: Config) -> FleetWatch:
         return FleetWatch(

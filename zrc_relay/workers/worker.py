@@ -40,6 +40,7 @@ from zrc_relay.control.watch import Watch
 from zrc_relay.core.cidr import AccessLists
 from zrc_relay.core.counters import Handshake
 from zrc_relay.core.keys import Device, DeviceKeys
+from zrc_relay.core.remembered import Remembered
 from zrc_relay.core.routing import Share
 from zrc_relay.engine import Engine, Surroundings
 from zrc_relay.garbage import INTERVAL, Garbage
@@ -51,6 +52,7 @@ from zrc_relay.quic.udp import UdpPort
 from zrc_relay.securitylog import SUMMARY_INTERVAL, SecurityLog
 from zrc_relay.tasks import Ticker
 from zrc_relay.workers.commands import Report
+from zrc_relay.workers.keeping import Keeper
 from zrc_relay.workers.memory import LimitsMemory
 from zrc_relay.workers.orders import (
     CHANNEL_FD,
@@ -61,9 +63,11 @@ from zrc_relay.workers.orders import (
     ChangeLists,
     Commit,
     Drain,
+    Keep,
     ListChange,
     Orders,
     Prepare,
+    Remember,
     Said,
     Stop,
     Tell,
@@ -154,6 +158,10 @@ class Worker(PairEnd):
             Ticker(around.reactor, post.report_interval, self._report, "report"),
         )
         sampler = Sampler(engine.relay, engine.endpoint, around.reactor, around.now)
+        keeper = Keeper(engine.relay.table, partial(self.callRemote, Keep), around.wall)
+        engine.relay.table.report_to(keeper)
+        sampler.on_moved, sampler.on_looked = keeper.changed, keeper.flush
+        self.remember(beginning.remembered)
         watch = Watch(
             around.reactor, engine.relay, endpoint=None, connections=engine.endpoint, ports=lambda: engine.quic.ports,
             tasks=(engine.sweeper, *tasks), logs=(), state=(), reloads=NoReloads(),
@@ -214,6 +222,14 @@ class Worker(PairEnd):
         """See ``ChangeLists``."""
         for change in changes:
             change.apply(self._lists, self._surroundings.wall())
+        return {}
+
+    @Remember.responder
+    def remember(self, entries: tuple[Remembered, ...]) -> dict[str, Any]:
+        """See ``Remember``."""
+        wall = self._surroundings.wall()
+        for entry in entries:
+            self.engine.relay.table.remember(entry, wall)
         return {}
 
     @Drain.responder
