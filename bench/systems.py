@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -85,9 +86,14 @@ class System:
     why_not: Callable[[], str | None]
 
 
+def directory_of(system: str) -> str:
+    """Name of the directory with the files of one of ours: they run at the same time, each with its own keys."""
+    return re.sub(r"\W+", "-", system)
+
+
 @contextlib.contextmanager
-def _ours(workshop: Workshop, settings: Mapping[str, str], package: Path | None = None) -> Iterator[Running]:
-    made = workshop.setup("-".join(["relay", *settings.values()]), settings)
+def _ours(workshop: Workshop, name: str, settings: Mapping[str, str], package: Path | None = None) -> Iterator[Running]:
+    made = workshop.setup(directory_of(name), settings)
     environment = child_environment()
     if package is not None:
         environment["PYTHONPATH"] = os.pathsep.join((str(package), environment["PYTHONPATH"]))
@@ -146,9 +152,9 @@ def _has_fast_path() -> str | None:
 SYSTEMS: Final[Mapping[str, System]] = {
     system.name: system
     for system in (
-        System(OURS, lambda workshop: _ours(workshop, {}), lambda: None),
-        System(COMPILED, lambda workshop: _ours(workshop, {}, build.compiled_relay()), _builds(build.compiled_relay)),
-        System(GENERAL, lambda workshop: _ours(workshop, {"fast_path": "false"}), _has_fast_path),
+        System(OURS, lambda workshop: _ours(workshop, OURS, {}), lambda: None),
+        System(COMPILED, lambda workshop: _ours(workshop, COMPILED, {}, build.compiled_relay()), _builds(build.compiled_relay)),
+        System(GENERAL, lambda workshop: _ours(workshop, GENERAL, {"fast_path": "false"}), _has_fast_path),
         System(QUIC_GO, lambda workshop: _pairing(workshop, [build.quicgo_relay()], f"{HOST}:0"), _builds(build.quicgo_relay)),
         System(QUINN, lambda workshop: _pairing(workshop, [build.quinn_relay()], f"{HOST}:0"), _builds(build.quinn_relay)),
         System(

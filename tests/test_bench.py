@@ -20,7 +20,7 @@ from bench.outcome import METRICS, WRONG, Figure, Outcome, Sample
 from bench.report import Report, Verdict
 from bench.run import Bench, Settings, choose
 from bench.scenarios import QUICK_PAIRS, SCENARIOS, Kind, Load, Scenario, Subject
-from bench.systems import COTURN, OURS, QUINN, SYSTEMS, Running, System, Workshop
+from bench.systems import COMPILED, COTURN, GENERAL, OURS, QUINN, SYSTEMS, Running, System, Workshop, directory_of
 
 A, B = Subject("A", "A", Load()), Subject("B", "B", Load())
 SCENARIO = Scenario("some", "Some title", Kind.DATAGRAMS, (A, B))
@@ -79,6 +79,9 @@ class TableTests(SynchronousTestCase):
             labels = [subject.label for subject in scenario.subjects]
             self.assertEqual(len(labels), len(set(labels)), scenario.name)
             self.assertLessEqual({subject.system for subject in scenario.subjects}, set(SYSTEMS))
+
+    def test_relays_of_ours_that_run_at_the_same_time_have_files_of_their_own(self) -> None:
+        self.assertEqual(len({directory_of(system) for system in (OURS, COMPILED, GENERAL)}), 3)
 
     def test_a_quick_run_has_fewer_pairs(self) -> None:
         for scenario in choose([], [], quick=True):
