@@ -35,7 +35,7 @@ class Crew:
     def pids(self) -> dict[int, int]:
         """The process of each worker that has been ready, the last one that was."""
         lines = [json.loads(line) for line in self.relay.child.output.splitlines() if '"worker.ready"' in line]
-        return {int(line["worker"].rpartition(" ")[2]): line["pid"] for line in lines}
+        return {line["worker"]: line["pid"] for line in lines}
 
     @property
     def processes(self) -> set[int]:
