@@ -21,6 +21,7 @@ from zrc_relay.cli.processes import child_environment, cli_command
 from zrc_relay.client.trust import Trust
 from zrc_relay.config import load_config
 from zrc_relay.core.token import RelayToken
+from zrc_relay.engine import Surroundings
 from zrc_relay.service import RelayService
 
 reactor: Any = installed_reactor
@@ -51,7 +52,7 @@ class RelayCase(TestCase):
 
     def setUp(self) -> None:
         self.made = make_dev_setup(Path(self.mktemp()), listen=["127.0.0.1"], port=0, settings={"drain_timeout": "0s"})
-        self.service = RelayService(load_config(path=self.made.config, environ={}, options={}), reactor)
+        self.service = RelayService(load_config(path=self.made.config, environ={}, options={}), Surroundings(reactor))
         self.service.startService()
         self.addCleanup(self.service.stopService)
         self.relay = HostPort("127.0.0.1", self.service.quic.ports[0].local.port)

@@ -20,13 +20,14 @@ from twisted.python.failure import Failure
 from zrc_relay.control.sums import NOTHING
 from zrc_relay.control.traffic import Numbers, WorkerReport
 from zrc_relay.core.allocation import AllocationKey
-from zrc_relay.core.keys import Device
+from zrc_relay.core.keys import Device, DeviceKeys, KeyChanges
 from zrc_relay.core.remembered import Remembered
 from zrc_relay.metrics.snapshot import Snapshot
 from zrc_relay.workers.commands import Report
 from zrc_relay.workers.orders import (
     Begin,
     Beginning,
+    ChangeKeys,
     ChangeLists,
     Commit,
     Drain,
@@ -39,7 +40,7 @@ from zrc_relay.workers.orders import (
     Said,
     Stop,
     Tell,
-    UseKeys,
+    devices_of,
 )
 from zrc_relay.workers.pair import PairEnd
 
@@ -84,9 +85,9 @@ class FakeWorker(PairEnd):
         self.waits: set[str] = set()
         self.fails: set[str] = set()
         self._asked: list[Deferred[dict[str, Any]]] = []
-        self._prepared: Orders | None = None
+        self._prepared: tuple[Orders, KeyChanges] | None = None
         self.orders: Orders | None = None
-        self.keys: tuple[Device, ...] = ()
+        self.device_keys = DeviceKeys()
         self.post: Post | None = None
         self._processes = processes
         self._parent = parent
@@ -187,30 +188,35 @@ class FakeWorker(PairEnd):
 
     @Begin.responder
     def _begin(self, beginning: Beginning) -> Deferred[dict[str, Any]]:
-        self.orders, self.keys, self.post = beginning.orders, beginning.orders.keys, beginning.post
+        self.orders, self.device_keys, self.post = beginning.orders, DeviceKeys(beginning.keys), beginning.post
         return self._answered("begin", beginning, dict)
 
     @Prepare.responder
-    def _prepare(self, orders: Orders) -> Deferred[dict[str, Any]]:
-        self._prepared = orders
+    def _prepare(self, orders: Orders, changes: KeyChanges) -> Deferred[dict[str, Any]]:
+        self._prepared = orders, changes
         return self._answered("prepare", orders, lambda: {"problem": self.problem})
 
     @Commit.responder
     def _commit(self) -> Deferred[dict[str, Any]]:
         def follow() -> dict[str, Any]:
-            orders = self._prepared
-            if orders is None:
+            if self._prepared is None:
                 msg = "not prepared"
                 raise ValueError(msg)
-            self.orders, self.keys = orders, orders.keys
+            self.orders, changes = self._prepared
+            self.device_keys = self.device_keys.with_changes(changes)
             return {"ended": self.ended}
 
         return self._answered("commit", None, follow)
 
-    @UseKeys.responder
-    def _use_keys(self, keys: tuple[Device, ...]) -> Deferred[dict[str, Any]]:
-        self.keys = keys
-        return self._answered("keys", keys, lambda: {"ended": self.ended})
+    @ChangeKeys.responder
+    def _change_keys(self, changes: KeyChanges) -> Deferred[dict[str, Any]]:
+        self.device_keys = self.device_keys.with_changes(changes)
+        return self._answered("keys", changes, lambda: {"ended": self.ended})
+
+    @property
+    def keys(self) -> tuple[Device, ...]:
+        """Those that it would go by."""
+        return devices_of(self.device_keys)
 
     @ChangeLists.responder
     def _change_lists(self, changes: tuple[ListChange, ...]) -> Deferred[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -53,12 +54,12 @@ class Turns:
         return self.each(lambda limits: limits.bucket("all_refusals", rate, burst, START))
 
 
-class Behaviour(SynchronousTestCase):
+class Behaviour(SynchronousTestCase, ABC):
     """R4.1, R4.4, R6.1 on limits as they are counted; subclasses say where."""
 
+    @abstractmethod
     def turns(self) -> Turns:
         """Limits of one relay, whose processes take turns."""
-        raise NotImplementedError
 
 
 class SourcesBehaviour(Behaviour):

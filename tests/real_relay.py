@@ -27,6 +27,7 @@ from zrc_relay.client.trust import Trust
 from zrc_relay.config import Config, load_config
 from zrc_relay.core.codes import Role
 from zrc_relay.core.token import RelayToken
+from zrc_relay.engine import Surroundings
 from zrc_relay.front import Front
 from zrc_relay.service import RelayService
 from zrc_relay.workers.parent import ParentService
@@ -94,7 +95,7 @@ class Setup:
 
     def service(self) -> RelayService:
         """Start the relay in this process and without workers; it is stopped when the test ends."""
-        service = RelayService(self.load(), reactor, load=self.load)
+        service = RelayService(self.load(), Surroundings(reactor), self.load)
         self._start(service)
         return service
 
@@ -109,8 +110,8 @@ class Setup:
         config = load()
         count = config.worker_count()
         if count == 1:
-            return RelayService(config, reactor, load=load)
-        return ParentService(config, reactor, count=count, load=load)
+            return RelayService(config, Surroundings(reactor), load)
+        return ParentService(config, Surroundings(reactor), load, count=count)
 
     def _start(self, service: Front) -> None:
         service.startService()

@@ -30,6 +30,7 @@ from zrc_relay.client.trust import Trust
 from zrc_relay.config import load_config
 from zrc_relay.core.codes import DropCause
 from zrc_relay.core.token import RelayToken
+from zrc_relay.engine import Surroundings
 from zrc_relay.service import RelayService
 
 HERE = HostPort("127.0.0.1", 0)
@@ -183,7 +184,7 @@ class CarryingTests(TunnelCase):
     async def test_quic_with_the_smallest_packets_works_inside(self) -> None:
         settings = {"drain_timeout": "0s", "base_udp_payload": "1200", "max_udp_payload": "1200"}
         made = make_dev_setup(Path(self.mktemp()), listen=["127.0.0.1"], port=0, settings=settings)
-        inner = RelayService(load_config(path=made.config, environ={}, options={}), reactor)
+        inner = RelayService(load_config(path=made.config, environ={}, options={}), Surroundings(reactor))
         inner.startService()
         self.addCleanup(inner.stopService)
         device, peer = await self.open_both(inner.quic.ports[0].local.port)

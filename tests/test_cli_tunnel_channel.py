@@ -24,6 +24,7 @@ from zrc_relay.cli.processes import Child, child_environment, cli_command
 from zrc_relay.client import Channel
 from zrc_relay.config import load_config
 from zrc_relay.core.counters import InputDrop
+from zrc_relay.engine import Surroundings
 from zrc_relay.service import RelayService
 
 
@@ -165,7 +166,7 @@ class RefusalTests(RelayCase):
         super().setUp()
         settings = {"drain_timeout": "0s", "channels": "false"}
         self.without = make_dev_setup(Path(self.mktemp()), listen=["127.0.0.1"], port=0, settings=settings)
-        service = RelayService(load_config(path=self.without.config, environ={}, options={}), reactor)
+        service = RelayService(load_config(path=self.without.config, environ={}, options={}), Surroundings(reactor))
         service.startService()
         self.addCleanup(service.stopService)
         self.address = HostPort("127.0.0.1", service.quic.ports[0].local.port)

@@ -25,6 +25,7 @@ from zrc_relay.cli.tcp_carrier import TcpTunnel
 from zrc_relay.client.trust import Trust
 from zrc_relay.config import load_config
 from zrc_relay.core.token import RelayToken
+from zrc_relay.engine import Surroundings
 from zrc_relay.service import RelayService
 
 HERE = HostPort("127.0.0.1", 0)
@@ -138,7 +139,7 @@ class TcpCase(RelayCase):
     def setUp(self) -> None:
         settings = {"drain_timeout": "0s", "default_bandwidth_limit": "1 Gbit/s"}
         self.made = make_dev_setup(Path(self.mktemp()), listen=["127.0.0.1"], port=0, settings=settings)
-        self.service = RelayService(load_config(path=self.made.config, environ={}, options={}), reactor)
+        self.service = RelayService(load_config(path=self.made.config, environ={}, options={}), Surroundings(reactor))
         self.service.startService()
         self.addCleanup(self.service.stopService)
         self.relay = HostPort("127.0.0.1", self.service.quic.ports[0].local.port)

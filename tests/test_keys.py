@@ -1,9 +1,14 @@
-"""Device key files: who is pinned, in which tier, and everything that can be wrong with the file."""
+"""Device keys: who is pinned, in which tier, everything that can be wrong with the file, and what has changed."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
+from hypothesis import given
+from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
+from zrc_relay.core import keys as module
 from zrc_relay.core.keys import Device, DeviceKeys, KeyFileError, parse_device_keys
 from zrc_relay.core.token import key_id
 
@@ -18,6 +23,11 @@ def problems_of(text: str) -> list[str]:
     except KeyFileError as error:
         return error.problems
     return []
+
+
+def all_of(keys: DeviceKeys) -> dict[bytes, Device | None]:
+    """What there is in ``keys``."""
+    return {device_id: keys.get(device_id) for device_id in keys}
 
 
 class RightFileTests(SynchronousTestCase):
@@ -103,3 +113,58 @@ class WrongFileTests(SynchronousTestCase):
             parse_device_keys("[[device]]\n[[device]]\n", tiers=TIERS)
         self.assertEqual(str(caught.exception), "; ".join(caught.exception.problems))
         self.assertEqual(len(caught.exception.problems), 2)
+
+
+class ChangesTests(SynchronousTestCase):
+    """Issue "all cores", R1.2, R8: who hears what has changed has the same keys as who reads all of them again."""
+
+    OLD = (Device(FIRST, "free", "the cellar"), Device(SECOND))
+
+    def changes(self, before: Collection[Device], after: Collection[Device]) -> dict[bytes, Device | None]:
+        """What has changed, which is enough to make the one of the other."""
+        old, new = DeviceKeys(before), DeviceKeys(after)
+        changes = old.changes_to(new)
+        self.assertEqual(all_of(old.with_changes(changes)), all_of(new))
+        self.assertEqual(all_of(old), all_of(DeviceKeys(before)), "whoever has the old ones keeps them")
+        return changes
+
+    def test_a_device_more(self) -> None:
+        new = Device(bytes(32), "paid")
+        self.assertEqual(self.changes(self.OLD, (*self.OLD, new)), {key_id(bytes(32)): new})
+
+    def test_a_device_less(self) -> None:
+        self.assertEqual(self.changes(self.OLD, self.OLD[:1]), {key_id(SECOND): None})
+
+    def test_another_tier_or_note(self) -> None:
+        for changed in (Device(FIRST, "paid", "the cellar"), Device(FIRST, "free", "the attic")):
+            self.assertEqual(self.changes(self.OLD, (changed, self.OLD[1])), {key_id(FIRST): changed})
+
+    def test_the_same_devices_in_another_order_are_no_change(self) -> None:
+        self.assertEqual(self.changes(self.OLD, self.OLD[::-1]), {})
+
+    def test_taking_out_who_is_not_there_changes_nothing(self) -> None:
+        keys = DeviceKeys(self.OLD)
+        self.assertEqual(all_of(keys.with_changes({bytes(32): None})), all_of(keys))
+
+    def test_the_same_is_in_force_as_after_reading_the_file(self) -> None:
+        def file(*devices: tuple[bytes, str]) -> DeviceKeys:
+            tables = (f'[[device]]\npublic_key = "{key.hex()}"\ntier = "{tier}"\n' for key, tier in devices)
+            return parse_device_keys("".join(tables), tiers=TIERS)
+
+        before, after = file((FIRST, "free"), (SECOND, "")), file((bytes(32), ""), (FIRST, "paid"))
+        self.assertEqual(all_of(before.with_changes(before.changes_to(after))), all_of(after))
+
+    @given(*[st.dictionaries(st.integers(0, 9), st.sampled_from(("", *TIERS)))] * 2)
+    def test_any_keys_to_any_others(self, before: dict[int, str], after: dict[int, str]) -> None:
+        old, new = ([Device(bytes((key,)) * 32, tier) for key, tier in tiers.items()] for tiers in (before, after))
+        changes = self.changes(old, new)
+        self.assertEqual(len(changes), len(before.keys() ^ after.keys() | {
+            key for key in before.keys() & after.keys() if before[key] != after[key]
+        }), "and nothing that is the same")
+
+    def test_no_key_is_hashed_again(self) -> None:
+        keys = DeviceKeys(self.OLD)
+        new = Device(bytes(32))
+        changes = keys.changes_to(DeviceKeys((*self.OLD, new)))
+        self.patch(module, "key_id", None)
+        self.assertEqual(len(keys.with_changes(changes)), 3)

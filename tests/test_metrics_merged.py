@@ -19,10 +19,12 @@ from tests.watching import Thing, Watched, samples
 from zrc_relay.control.fleet import Fleet
 from zrc_relay.control.fleet_watch import FleetWatch
 from zrc_relay.control.health import Report
+from zrc_relay.control.management import Clocks
 from zrc_relay.control.merged import SCRAPE_PATIENCE, MergedTraffic
 from zrc_relay.control.observe import Observe
 from zrc_relay.control.reporting import Reporter
 from zrc_relay.control.sums import NOTHING
+from zrc_relay.control.watch import Sights
 from zrc_relay.metrics.catalogue import COUNTERS, METRICS, PREFIX, RULES, Kind, take, take_front, with_name
 from zrc_relay.metrics.process import Cost, cpu_seconds, resident_bytes
 from zrc_relay.metrics.snapshot import Buckets, Merge, Snapshot
@@ -103,12 +105,14 @@ class FleetCase(SynchronousTestCase):
         self.workers: dict[int, Canned] = {}
         self.is_ready, self.is_draining = True, False
         self.reloads, self.task, self.state = Thing("reloads"), Thing("chores"), Thing("state")
+        sights = Sights(
+            clocks=Clocks(self.clock.seconds, self.world.wall, self.clock), endpoint=None, tasks=(self.task,), logs=(),
+            state=(self.state,), reloads=self.reloads,
+            certificate=lambda: self.world.credentials.configuration.certificate, is_ready=lambda: self.is_ready,
+        )
         self.watch = FleetWatch(
-            self.clock, self.fleet, MergedTraffic(lambda: self.workers, self.fleet, self.clock),
-            endpoint=None, tasks=(self.task,), logs=(), state=(self.state,), reloads=self.reloads,
-            certificate=lambda: self.world.credentials.configuration.certificate,
-            is_ready=lambda: self.is_ready, is_draining=lambda: self.is_draining, entries=lambda: 3,
-            webhook=None, bouncer=None, now=self.clock.seconds, wall=self.world.wall,
+            sights, self.fleet, MergedTraffic(lambda: self.workers, self.fleet, self.clock),
+            is_draining=lambda: self.is_draining, entries=lambda: 3,
         )
 
     def add(self, index: int, **counters: int) -> None:

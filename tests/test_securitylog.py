@@ -29,6 +29,7 @@ from zrc_relay.config import load_config
 from zrc_relay.core.codes import ErrorCode, Role
 from zrc_relay.core.counters import Limit
 from zrc_relay.core.fields import Address
+from zrc_relay.engine import Surroundings
 from zrc_relay.linefile import LineFile
 from zrc_relay.securitylog import EVENTS, FIELDS, MAX_SOURCES, SOURCE_BURST, UNVALIDATED_BURST, SecurityLog
 from zrc_relay.service import RelayService, StartError
@@ -435,7 +436,7 @@ class RelayTests(TestCase):
 
     def test_what_was_suppressed_is_told_every_minute(self) -> None:
         setup, clock = Setup(self, settings={"security_log": "security.log"}), Clock()
-        service = RelayService(load_config(path=setup.made.config, environ={}, options={}), clock, now=clock.seconds)
+        service = RelayService(load_config(path=setup.made.config, environ={}, options={}), Surroundings(clock, clock.seconds))
         self.addCleanup(service.security_log.close)
         ticker = service.getServiceNamed("security-log")
         ticker.startService()

@@ -17,6 +17,7 @@ from zrc_relay.config import load_config
 from zrc_relay.core.codes import Role
 from zrc_relay.core.wire import Address
 from zrc_relay.credentials import CredentialsError
+from zrc_relay.engine import Surroundings
 from zrc_relay.service import RelayService, StartError
 
 
@@ -152,7 +153,7 @@ class StartErrorTests(SynchronousTestCase):
         self.directory = self.setup.made.directory
 
     def service(self) -> RelayService:
-        return RelayService(load_config(path=self.setup.made.config, environ={}, options={}), reactor)
+        return RelayService(load_config(path=self.setup.made.config, environ={}, options={}), Surroundings(reactor))
 
     def refused_credentials(self) -> str:
         with self.assertRaises(CredentialsError) as caught:
@@ -203,7 +204,7 @@ class StartErrorTests(SynchronousTestCase):
             path=self.setup.made.config, environ={},
             options={"listen-port": str(taken.getsockname()[1]), "listen-addr": "127.0.0.2, 127.0.0.1"},
         )
-        service = RelayService(config, reactor)
+        service = RelayService(config, Surroundings(reactor))
         with self.assertRaises(StartError) as caught:
             service.privilegedStartService()
         self.assertEqual(
@@ -214,5 +215,5 @@ class StartErrorTests(SynchronousTestCase):
     def test_an_address_that_is_not_this_hosts(self) -> None:
         config = load_config(path=self.setup.made.config, environ={}, options={"listen-addr": "203.0.113.77"})
         with self.assertRaises(StartError) as caught:
-            RelayService(config, reactor).privilegedStartService()
+            RelayService(config, Surroundings(reactor)).privilegedStartService()
         self.assertIn("cannot listen on UDP 203.0.113.77:0: Cannot assign requested address", str(caught.exception))

@@ -13,7 +13,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.harness import World
-from tests.test_admin_operations import Recorder, WorldHost
+from tests.operations_support import Recorder, WorldHost
 from tests.test_worker_commands import ALLOCATION, CONNECTION, DETAIL
 from tests.test_worker_commands import Traffic as Canned
 from zrc_relay.control.answers import AllocationInfo, ConnectionInfo, Talker, WorkerStats

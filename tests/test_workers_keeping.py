@@ -10,9 +10,9 @@ from twisted.internet.error import ConnectionLost
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.crew_support import CrewCase
 from tests.fake_workers import FakeWorker
 from tests.harness import World
-from tests.test_workers_crew import CrewCase
 from zrc_relay.control.sampler import INTERVAL, Sampler
 from zrc_relay.core.allocation import AllocationKey
 from zrc_relay.core.codes import ErrorCode, Role, TerminationReason

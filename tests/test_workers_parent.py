@@ -17,6 +17,7 @@ from zrc_relay.cli.dev_setup import DevSetup, make_dev_setup
 from zrc_relay.config import load_config
 from zrc_relay.core.keys import Device
 from zrc_relay.core.token import key_id
+from zrc_relay.engine import Surroundings
 from zrc_relay.logs.levels import LogLevel
 from zrc_relay.logs.observer import LogSettings, RelayLog
 from zrc_relay.quic.steering import SteeringRefused
@@ -58,7 +59,7 @@ class ParentCase(SynchronousTestCase):
             return load_config(path=self.made.config, environ={}, options={})
 
         service = ParentService(
-            load(), self.processes, count=2, now=self.processes.seconds, wall=self.processes.seconds, random=bytes, load=load
+            load(), Surroundings(self.processes, self.processes.seconds, self.processes.seconds, bytes), load, count=2
         )
         self.addCleanup(self.stop, service)
         return service

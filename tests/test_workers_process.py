@@ -23,7 +23,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
-from twisted.trial.unittest import SynchronousTestCase
+from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from tests.real_relay import PATIENCE, Client, Setup, ended, eventually, exchange, reactor
 from tests.test_process import ProcessCase, run
@@ -34,8 +34,10 @@ from zrc_relay.client import connect_resilient, notices
 from zrc_relay.client.errors import QuotaExceeded, RelayError, Terminated
 from zrc_relay.client.reconnect import ResilientConnection
 from zrc_relay.client.trust import Trust
+from zrc_relay.core.cidr import Access, Entry, Network
 from zrc_relay.core.codes import Role
 from zrc_relay.core.token import RelayToken
+from zrc_relay.workers.parent import ParentService
 from zrc_relay.workers.process import environment
 
 COUNT = 2
@@ -255,6 +257,35 @@ class MemoryTests(WorkersCase):
         counted = allocated.bytes_transferred if allocated is not None else 0
         self.assertTrue(len(payload) <= counted <= sent * len(payload), (counted, sent))
         await self.stop()
+
+
+class EntriesTests(TestCase):
+    """R6.3: what run time says of networks is taken out of the lists of a worker when its time is over."""
+
+    timeout = 2 * PATIENCE
+
+    async def test_a_worker_takes_out_what_is_over_although_nobody_tells_it_to(self) -> None:
+        setup = Setup(self, settings={"workers": str(COUNT), "observe_endpoint": "off"})
+        service = setup.front()
+        if not isinstance(service, ParentService):
+            self.fail("it has no workers")
+        await setup.ready()
+        service.keeper.stopService()  # which would take it out here, and tell the workers
+        network, seconds, known = Network.parse("192.0.2.0/24"), 0.5, 0.0
+        while not known:  # workers refuse what is over when they hear of it
+            service.lists.add(Entry(network, Access.BLOCK, time.time() + seconds), time.time())
+            await service.lists_in_force()
+            known = await self.entries(service)
+            seconds *= 2
+        while known:
+            await deferLater(reactor, 0.1)
+            known = await self.entries(service)
+        self.assertEqual(len(service.lists), 1)
+
+    async def entries(self, service: ParentService) -> float:
+        """How many entries the lists of its workers have."""
+        snapshot = await service.crew.traffic.snapshot()
+        return snapshot.values["zrc_relay_access_entries"][""]
 
 
 class OperationTests(WorkersCase):

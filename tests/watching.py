@@ -9,7 +9,8 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from tests.harness import World
-from zrc_relay.control.watch import Watch
+from zrc_relay.control.management import Clocks
+from zrc_relay.control.watch import Sights, Watch
 from zrc_relay.core.counters import Traffic
 from zrc_relay.metrics.exposition import OPENMETRICS
 
@@ -38,12 +39,12 @@ class Watched:
         self.state, self.reloads, self.webhook, self.bouncer = Thing(), Thing(), Thing(), Thing()
         self.ports: list[Thing] = [self.port]
         self.is_ready = True
-        self.watch = Watch(
-            world.clock, world.relay, endpoint=None, connections=world.endpoint, ports=lambda: self.ports, tasks=[self.task],
-            logs=[self.log], state=[self.state], reloads=self.reloads,
-            certificate=lambda: world.credentials.configuration.certificate, is_ready=lambda: self.is_ready,
-            webhook=self.webhook, bouncer=self.bouncer, now=world.now, wall=world.wall,
+        sights = Sights(
+            clocks=Clocks(world.now, world.wall, world.clock), endpoint=None, tasks=[self.task], logs=[self.log],
+            state=[self.state], reloads=self.reloads, certificate=lambda: world.credentials.configuration.certificate,
+            is_ready=lambda: self.is_ready, webhook=self.webhook, bouncer=self.bouncer,
         )
+        self.watch = Watch(sights, world.relay, connections=world.endpoint, ports=lambda: self.ports)
 
     def text(self, accept: str = "") -> str:
         """What a scraper gets."""

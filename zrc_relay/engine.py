@@ -17,6 +17,8 @@ owns them.
 from __future__ import annotations
 
 import errno
+import os
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,9 +70,9 @@ class Surroundings:
     """What an engine lives in: the reactor, monotonic and Unix seconds, and random bytes."""
 
     reactor: Any
-    now: Callable[[], float]
-    wall: Callable[[], float]
-    random: Callable[[int], bytes]
+    now: Callable[[], float] = time.monotonic
+    wall: Callable[[], float] = time.time
+    random: Callable[[int], bytes] = os.urandom
 
     def elsewhere(self, function: Callable[[], Any]) -> Deferred[Any]:
         """Run what may take long in a thread."""
@@ -157,7 +159,6 @@ class Engine(MultiService):
 
     def sweep(self) -> None:
         """What is due a few times a second."""
-        self.relay.admission.lists.sweep(self._wall())
         self.endpoint.sweep()
         self.qlogs.sweep()
         self._look_whether_left()

@@ -5,7 +5,8 @@ Theory of operation
 ``Front`` is the half of a relay that needs no packets. It owns the settings in force and replaces them on a reload, the lists of
 networks and the device keys with what run time says of them, the streams of events, and the observe and admin endpoints. What
 forwards is a ``Forwarding``: an ``Engine`` in this process (``service.RelayService``), or workers that have one each
-(``workers.parent.ParentService``). A subclass makes it, hands it to ``_complete``, and says how it is watched.
+(``workers.parent.ParentService``). A subclass makes it, and hands it to ``_complete`` together with what tells of it and what
+watches it.
 
 ::
 
@@ -23,7 +24,7 @@ forwards is a ``Forwarding``: an ``Engine`` in this process (``service.RelayServ
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -44,7 +45,7 @@ from zrc_relay.control.events import EventHub
 from zrc_relay.control.fleet_watch import FleetWatch
 from zrc_relay.control.management import Clocks, FrontOperations
 from zrc_relay.control.traffic import Traffic
-from zrc_relay.control.watch import Watch
+from zrc_relay.control.watch import Sights, Watch
 from zrc_relay.core.cidr import AccessLists
 from zrc_relay.core.keys import DeviceKeys
 from zrc_relay.engine import SWEEP_INTERVAL, EngineSettings, StartError, Surroundings
@@ -86,12 +87,13 @@ class Front(MultiService):
 
     _log = Logger()
 
-    def __init__(self, config: Config, surroundings: Surroundings, load: Callable[[], Config] | None) -> None:
+    def __init__(self, config: Config, surroundings: Surroundings, load: Callable[[], Config] | None = None) -> None:
         super().__init__()
         self.setName("zrc-relay")
         self._surroundings = surroundings
         self._reactor = surroundings.reactor
         self._now, self._wall = surroundings.now, surroundings.wall
+        self._clocks = Clocks(self._now, self._wall, self._reactor)
         self._drained: Deferred[None] | None = None
         self._drain_timer: Any = None
         self.drain_deadline: float | None = None
@@ -129,8 +131,18 @@ class Front(MultiService):
         self.forwarding: Forwarding = None  # type: ignore[assignment]  # set by ``_complete``, before anyone sees this
         self.administration: Administration | None = None
 
-    def _complete(self, forwarding: Forwarding, traffic: Traffic, services: Iterable[Service]) -> None:
-        """Put everything together: ``forwarding`` is what forwards, ``traffic`` tells of it, ``services`` are its parts."""
+    def _complete(
+        self,
+        forwarding: Forwarding,
+        traffic: Traffic,
+        services: Sequence[Service],
+        chores: Sequence[Ticker],
+        make_watch: Callable[[Sights], Watch | FleetWatch],
+    ) -> None:
+        """Put everything together: ``forwarding`` is what forwards, ``traffic`` tells of it, ``services`` are its parts.
+
+        ``chores`` are what it does in the background, and ``make_watch`` makes what watches it and this front.
+        """
         self.forwarding = forwarding
         for service in services:
             self.addService(service)
@@ -139,22 +151,22 @@ class Front(MultiService):
         config = self.config
         self.webhook, self.bouncer = self._make_parts(config)
         if config.admin_endpoint is not None:
-            clocks = Clocks(self._now, self._wall, self._reactor)
             self.administration = Administration(
-                FrontOperations(self, traffic, clocks), config.admin_endpoint,
+                FrontOperations(self, traffic, self._clocks), config.admin_endpoint,
                 tokens=lambda: admin_tokens(config), unix_trust=config.admin_unix_trust, audit=self.audit, hub=self.hub,
-                clocks=clocks,
+                clocks=self._clocks,
             )
             self.addService(self.administration)
             self.reloader.participants.append(self.administration)
-        self.watch = self._make_watch(config)
+        self.watch = make_watch(Sights(
+            clocks=self._clocks, endpoint=config.observe_endpoint, tasks=(*chores, self.summary, self.keeper),
+            logs=self.log_files, state=(self.access, self.pins), reloads=self.reloader,
+            certificate=lambda: self.reloader.inputs.credentials.configuration.certificate, is_ready=lambda: self.ready,
+            webhook=self.webhook, bouncer=self.bouncer,
+        ))
         self.addService(self.watch)
         if self.watch.site is not None:
             self.reloader.participants.append(self.watch.site)
-
-    def _make_watch(self, config: Config) -> Watch | FleetWatch:
-        """What watches this relay."""
-        raise NotImplementedError
 
     def privilegedStartService(self) -> None:
         """Bind what the children listen on; ``StartError`` when something cannot be had."""

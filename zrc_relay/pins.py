@@ -92,9 +92,7 @@ class PinnedKeys:
 
     def over(self, configured: DeviceKeys) -> DeviceKeys:
         """The keys in force: those of the file, ``configured``, and over them what run time said."""
-        devices = {device_id: configured.get(device_id) for device_id in configured}
-        devices.update(self._said)
-        return DeviceKeys([device for device in devices.values() if device is not None])
+        return configured.with_changes(self._said)
 
     def pin(self, device: Device, configured: DeviceKeys) -> None:
         """Pin ``device`` from now on; ``TooManyPins`` when that is one too many."""

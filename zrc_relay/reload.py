@@ -23,7 +23,6 @@ from twisted.internet.defer import Deferred, DeferredLock
 from twisted.logger import Logger
 
 from zrc_relay.config import Config, ConfigError
-from zrc_relay.core.keys import Device, DeviceKeys
 from zrc_relay.engine import StartError
 from zrc_relay.inputs import Inputs
 from zrc_relay.reloadable import RELOADABLE
@@ -185,10 +184,6 @@ def changes(before: Inputs, after: Inputs) -> tuple[str, ...]:
     names = {item.name for item in fields(Config) if getattr(before.config, item.name) != getattr(after.config, item.name)}
     if before.credentials.certificate_sha256 != after.credentials.certificate_sha256:
         names.add("quic_cert_path")
-    if _devices(before.device_keys) != _devices(after.device_keys):
+    if before.device_keys.changes_to(after.device_keys):
         names.add("device_keys_path")
     return tuple(sorted(names))
-
-
-def _devices(keys: DeviceKeys) -> dict[bytes, Device | None]:
-    return {device_id: keys.get(device_id) for device_id in keys}

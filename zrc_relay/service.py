@@ -9,18 +9,14 @@
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Callable
-from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
 
 from zrc_relay.config import Config
 from zrc_relay.control.local import LocalTraffic
-from zrc_relay.control.management import Clocks
 from zrc_relay.control.sampler import Sampler
-from zrc_relay.control.watch import Watch
+from zrc_relay.control.watch import Sights, Watch
 from zrc_relay.core.keys import DeviceKeys
 from zrc_relay.engine import Engine, EngineSettings, StartError, Surroundings, listen
 from zrc_relay.front import Front, admin_tokens, reset_secret
@@ -54,43 +50,26 @@ class Here:
 
 
 class RelayService(Front):
-    """A whole relay in this process. ``now`` is monotonic, ``wall`` Unix time, both in seconds; ``load`` see ``Front``."""
+    """A whole relay in this process; see ``Front`` for the arguments."""
 
-    def __init__(
-        self,
-        config: Config,
-        reactor: Any,
-        *,
-        now: Callable[[], float] = time.monotonic,
-        wall: Callable[[], float] = time.time,
-        random: Callable[[int], bytes] = os.urandom,
-        load: Callable[[], Config] | None = None,
-    ) -> None:
-        surroundings = Surroundings(reactor, now, wall, random)
+    def __init__(self, config: Config, surroundings: Surroundings, load: Callable[[], Config] | None = None) -> None:
         super().__init__(config, surroundings, load)
         self.engine = Engine(
             self.settings, self.reloader.inputs.credentials, self.pins.over(self.device_keys), self.lists, self.security_log,
             surroundings=surroundings, secret=self.reset_secret,
-            make_ports=listen(config.listen_addr, config.listen_port, reactor),
+            make_ports=listen(config.listen_addr, config.listen_port, surroundings.reactor),
         )
         self.relay, self.endpoint = self.engine.relay, self.engine.endpoint
         self.qlogs, self.quic, self.sweeper = self.engine.qlogs, self.engine.quic, self.engine.sweeper
-        self.sampler = Sampler(self.relay, self.endpoint, reactor, now)
-        traffic = LocalTraffic(self.relay, self.endpoint, self.qlogs, self.sampler, Clocks(now, wall, reactor))
+        self.sampler = Sampler(self.relay, self.endpoint, surroundings.reactor, surroundings.now)
+        traffic = LocalTraffic(self.relay, self.endpoint, self.qlogs, self.sampler, self._clocks)
         watched = (self.sampler,) if config.admin_endpoint is not None else ()
-        self._complete(Here(self.engine), traffic, (self.engine, *watched))
+        self._complete(Here(self.engine), traffic, (self.engine, *watched), (self.sweeper,), self._make_watch)
 
     def startService(self) -> None:
         """Start, and be ready."""
         super().startService()
         self._is_ready()
 
-    def _make_watch(self, config: Config) -> Watch:
-        return Watch(
-            self._reactor, self.relay,
-            endpoint=config.observe_endpoint, connections=self.endpoint, ports=lambda: self.quic.ports,
-            tasks=(self.sweeper, self.summary, self.keeper), logs=self.log_files, state=(self.access, self.pins),
-            reloads=self.reloader,
-            certificate=lambda: self.endpoint.credentials.configuration.certificate, is_ready=lambda: self.ready,
-            webhook=self.webhook, bouncer=self.bouncer, now=self._now, wall=self._wall,
-        )
+    def _make_watch(self, sights: Sights) -> Watch:
+        return Watch(sights, self.relay, connections=self.endpoint, ports=lambda: self.quic.ports)

@@ -15,6 +15,7 @@ from twisted.python import usage
 from zrc_relay.config import ConfigError, find_config, load_config, option_parameters
 from zrc_relay.core.counters import Handshake
 from zrc_relay.credentials import CredentialsError
+from zrc_relay.engine import Surroundings
 from zrc_relay.front import Front
 from zrc_relay.garbage import INTERVAL, Garbage
 from zrc_relay.inputs import log_settings_of
@@ -90,9 +91,9 @@ def build_service(options: Mapping[str, str], reactor: Any = None) -> Front:
     try:
         load = partial(load_config, path=path, environ=dict(os.environ), options=given, cwd=Path.cwd())
         config = load()
-        count = config.worker_count()
+        count, surroundings = config.worker_count(), Surroundings(reactor)
         service: AsProgram = (
-            RelayProcess(config, reactor, load=load) if count == 1 else ParentProcess(config, reactor, count=count, load=load)
+            RelayProcess(config, surroundings, load) if count == 1 else ParentProcess(config, surroundings, load, count=count)
         )
     except ConfigError as error:
         give_up([str(problem) for problem in error.problems])

@@ -15,6 +15,7 @@ from typing import Any
 from twisted.internet.task import LoopingCall
 
 from zrc_relay.config import load_config
+from zrc_relay.engine import Surroundings
 from zrc_relay.service import RelayService
 
 
@@ -46,7 +47,7 @@ def main(config: str, interval: str) -> None:
 
     reactor: Any = installed
     reactor.seconds = time.monotonic
-    service = RelayService(load_config(path=Path(config), environ={}, options={}), reactor)
+    service = RelayService(load_config(path=Path(config), environ={}, options={}), Surroundings(reactor))
     books = Books(service)
     service.startService()
     sys.stdout.write(json.dumps({"port": service.quic.ports[0].local.port}) + "\n")

@@ -19,7 +19,8 @@ from tests.fakes import Scene, make_token
 from tests.harness import certificate
 from tests.watching import ACCEPT_OPENMETRICS, Thing
 from zrc_relay.config_endpoints import TcpEndpoint
-from zrc_relay.control.watch import Watch
+from zrc_relay.control.management import Clocks
+from zrc_relay.control.watch import Sights, Watch
 from zrc_relay.core.codes import Role
 
 ALLOCATIONS: Final = 10_000
@@ -54,11 +55,11 @@ async def measure(reactor: Any) -> Verdict:
     """Scrape an empty relay, fill it, scrape again."""
     scene = Scene(max_allocations=ALLOCATIONS, wait_timeout=1e6)
     thing = Thing()
-    watch: Any = Watch(
-        reactor, scene.relay, endpoint=TcpEndpoint(0, "127.0.0.1"), connections=Connections(scene), ports=lambda: [thing],
-        tasks=[], logs=[], state=[], reloads=thing, certificate=lambda: certificate().configuration.certificate,
-        is_ready=lambda: True, webhook=None, bouncer=None, now=time.monotonic, wall=time.time,
+    sights = Sights(
+        clocks=Clocks(time.monotonic, time.time, reactor), endpoint=TcpEndpoint(0, "127.0.0.1"), tasks=[], logs=[], state=[],
+        reloads=thing, certificate=lambda: certificate().configuration.certificate, is_ready=lambda: True,
     )
+    watch: Any = Watch(sights, scene.relay, connections=Connections(scene), ports=lambda: [thing])
     watch.startService()
     port = watch.site.port.getHost().port
     costs: dict[str, list[float]] = {}

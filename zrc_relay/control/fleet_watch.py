@@ -7,26 +7,20 @@ nothing, and a warning is all that it has to say of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable
 
-from cryptography.x509 import Certificate
 from twisted.application.service import MultiService
 
-from zrc_relay.config_endpoints import StreamEndpoint
 from zrc_relay.control.endpoints import SiteService
 from zrc_relay.control.fleet import Fleet
-from zrc_relay.control.health import (
-    Checks,
-    Report,
-)
+from zrc_relay.control.health import Checks, Report
 from zrc_relay.control.observe import Observe
 from zrc_relay.control.traffic import Traffic
-from zrc_relay.control.watch import BackgroundTask, Log, Reloading, State, checks_of, expiry_of, troubles
+from zrc_relay.control.watch import Sights, checks_of
 from zrc_relay.core.counters import Counters
 from zrc_relay.metrics.catalogue import take_front
 from zrc_relay.metrics.exposition import MergedExposition
-from zrc_relay.metrics.local import Bouncer, Front, Webhook
+from zrc_relay.metrics.local import Front
 from zrc_relay.metrics.vitals import Vitals
 
 
@@ -54,41 +48,26 @@ def _new(found: Iterable[str], known: Iterable[str]) -> list[str]:
 
 
 class FleetWatch(MultiService):
-    """See the module's docstring, and ``Watch`` for the arguments; ``entries`` says how many networks are on the lists."""
+    """See the module's docstring. ``entries`` says how many networks are on the lists."""
 
     def __init__(
-        self,
-        reactor: Any,
-        fleet: Fleet,
-        traffic: Traffic,
-        *,
-        endpoint: StreamEndpoint | None,
-        tasks: Sequence[BackgroundTask],
-        logs: Sequence[Log],
-        state: Sequence[State],
-        reloads: Reloading,
-        certificate: Callable[[], Certificate],
-        is_ready: Callable[[], bool],
-        is_draining: Callable[[], bool],
-        entries: Callable[[], int],
-        webhook: Webhook | None,
-        bouncer: Bouncer | None,
-        now: Callable[[], float],
-        wall: Callable[[], float],
+        self, sights: Sights, fleet: Fleet, traffic: Traffic, *, is_draining: Callable[[], bool], entries: Callable[[], int]
     ) -> None:
         super().__init__()
         self.setName("watch")
-        self.vitals = Vitals(reactor, Counters(), now)
+        reactor = sights.clocks.reactor
+        self.vitals = Vitals(reactor, Counters(), sights.clocks.now)
         self.addService(self.vitals)
-        background = (*tasks, *self.vitals.tickers)
+        sights = sights.with_vitals(self.vitals)
         self.front = Front(
-            is_ready=is_ready, is_draining=is_draining, certificate_expires=expiry_of(certificate),
-            troubles=troubles(background, logs, state), entries=entries, restarts=lambda: fleet.restarts, vitals=self.vitals,
-            reloads=reloads, webhook=webhook, bouncer=bouncer,
+            is_ready=sights.is_ready, is_draining=is_draining, certificate_expires=sights.certificate_expires,
+            troubles=sights.troubles, entries=entries, restarts=lambda: fleet.restarts, vitals=self.vitals,
+            reloads=sights.reloads, webhook=sights.webhook, bouncer=sights.bouncer,
         )
-        self.checks = FleetChecks(checks_of(self.front, background, logs, state, reloads, now=now, wall=wall), fleet)
+        self.checks = FleetChecks(checks_of(sights, self.front), fleet)
         self.exposition = MergedExposition(lambda: take_front(self.front), traffic.snapshot)
         self.site: SiteService | None = None
-        if endpoint is not None:
-            self.site = SiteService("observe", endpoint, Observe(self.checks, self.exposition).resource(), reactor)
+        if sights.endpoint is not None:
+            observe = Observe(self.checks, self.exposition)
+            self.site = SiteService("observe", sights.endpoint, observe.resource(), reactor)
             self.addService(self.site)

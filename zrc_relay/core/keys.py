@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -38,6 +38,10 @@ class Device:
     self_certified: bool = False
 
 
+KeyChanges = Mapping[bytes, Device | None]
+"""What holds of some devices from now on, by their ids; None: they are not pinned."""
+
+
 class DeviceKeys:
     """The pinned devices by device id."""
 
@@ -47,6 +51,27 @@ class DeviceKeys:
     def get(self, device_id: bytes) -> Device | None:
         """The device whose key hashes to ``device_id``, if it is pinned."""
         return self._devices.get(device_id)
+
+    def with_changes(self, changes: KeyChanges) -> DeviceKeys:
+        """These keys, but for those devices of which ``changes`` say something else. No key is hashed again."""
+        made = DeviceKeys()
+        devices = made._devices = self._devices.copy()
+        for device_id, device in changes.items():
+            if device is None:
+                devices.pop(device_id, None)
+            else:
+                devices[device_id] = device
+        return made
+
+    def changes_to(self, wanted: DeviceKeys) -> dict[bytes, Device | None]:
+        """The fewest changes by which ``with_changes`` makes ``wanted`` of these."""
+        ours, theirs = self._devices, wanted._devices
+        changes: dict[bytes, Device | None] = dict.fromkeys(ours.keys() - theirs.keys())
+        for device_id, device in theirs.items():
+            known = ours.get(device_id)
+            if known is not device and known != device:  # most are the very same, and to compare them takes longer
+                changes[device_id] = device
+        return changes
 
     def __len__(self) -> int:
         return len(self._devices)

@@ -37,7 +37,7 @@ from zrc_relay.control.fleet import Fleet
 from zrc_relay.control.merged import MergedTraffic
 from zrc_relay.control.traffic import Traffic
 from zrc_relay.core.cidr import AccessLists, Entry, Network
-from zrc_relay.core.keys import DeviceKeys
+from zrc_relay.core.keys import DeviceKeys, KeyChanges
 from zrc_relay.core.shared import DEVICES
 from zrc_relay.engine import EngineSettings, Surroundings
 from zrc_relay.inputs import Inputs
@@ -49,6 +49,7 @@ from zrc_relay.workers.keeping import ENDED, Kept
 from zrc_relay.workers.memory import LimitsMemory
 from zrc_relay.workers.orders import (
     Beginning,
+    ChangeKeys,
     ChangeLists,
     Commit,
     Drain,
@@ -56,7 +57,6 @@ from zrc_relay.workers.orders import (
     Orders,
     Post,
     Prepare,
-    UseKeys,
     devices_of,
 )
 from zrc_relay.workers.process import WorkerProcess
@@ -84,7 +84,7 @@ class Crew(MultiService):
     def __init__(
         self,
         sockets: Sockets,
-        first_orders: Callable[[], Orders],
+        first_orders: Callable[[], tuple[Orders, DeviceKeys]],
         fleet: Fleet,
         surroundings: Surroundings,
         *,
@@ -105,6 +105,8 @@ class Crew(MultiService):
         self.sockets = sockets
         self._first_orders = first_orders
         self._orders: Orders = None  # type: ignore[assignment]  # set when it starts
+        self._keys = DeviceKeys()
+        """Those in force."""
         self._secret = secret
         self._logs_security = logs_security
         self._places = places
@@ -143,7 +145,7 @@ class Crew(MultiService):
         self.privilegedStartService()
         super().startService()
         self._looked_at = self.now()
-        self._orders = self._first_orders()
+        self._orders, self._keys = self._first_orders()
         for berth in self.berths:
             berth.start()
 
@@ -205,7 +207,9 @@ class Crew(MultiService):
             tuple(cpus[index % len(cpus) :][:1]) if cpus else (), min(REPORT_INTERVAL, self.watchfulness.stall / 4),
         )
         remembered = self.berths[index].kept.take_stock(self._wall())
-        return Beginning(post, self._placed(self._orders), tuple(self._lists.runtime_entries), remembered)
+        return Beginning(
+            post, self._placed(self._orders), devices_of(self._keys), tuple(self._lists.runtime_entries), remembered
+        )
 
     def _placed(self, orders: Orders) -> Orders:
         """``orders`` with the ports that lead to one worker each."""
@@ -224,24 +228,24 @@ class Crew(MultiService):
 
     def use_keys(self, keys: DeviceKeys) -> Deferred[int]:
         """See ``Forwarding``."""
-        devices = devices_of(keys)
-        self._orders = replace(self._orders, keys=devices)
-        return self._all(UseKeys, keys=devices).addCallback(_sum_of_ended)
+        changes = self._keys.changes_to(keys)
+        self._keys = keys
+        return self._all(ChangeKeys, changes=changes).addCallback(_sum_of_ended)
 
     def put_in_force(self, inputs: Inputs, settings: EngineSettings, keys: DeviceKeys) -> Deferred[int]:
         """See ``Forwarding``."""
-        return Deferred.fromCoroutine(self._put_in_force(Orders.of(inputs, settings, keys, self._form())))
+        return Deferred.fromCoroutine(self._put_in_force(Orders.of(inputs, settings, self._form()), self._keys.changes_to(keys)))
 
-    async def _put_in_force(self, orders: Orders) -> int:
+    async def _put_in_force(self, orders: Orders, changes: KeyChanges) -> int:
         asked = [(berth, berth.occupant) for berth in self.berths]
         placed = self._placed(orders)
         answers: list[Any] = await gatherResults(
-            [berth.tell(Prepare, orders=placed).addErrback(_said_no, berth) for berth in self.berths]
+            [berth.tell(Prepare, orders=placed, changes=changes).addErrback(_said_no, berth) for berth in self.berths]
         )
         problems = {answer["problem"] for answer in answers if answer is not None} - {""}
         if problems:
             raise ReloadRefused("\n".join(sorted(problems)))
-        self._orders = orders
+        self._orders, self._keys = orders, self._keys.with_changes(changes)
         followers: list[Deferred[Any]] = []
         for berth, occupant in asked:
             if berth.occupant is occupant:

@@ -4,7 +4,9 @@ Theory of operation
 -------------------
 Everything that a worker goes by is one ``Orders``, made of plain values, and crosses the socket pair as JSON (``values``). A
 worker gets it once when it starts (``Begin``), which also says what only a start can say (``Post``), and again with each reload:
-first ``Prepare``, which decodes and checks and changes nothing, then, when every worker has said that it can, ``Commit``.
+first ``Prepare``, which decodes and checks and changes nothing, then, when every worker has said that it can, ``Commit``. Device
+keys, of which there may be ten thousand, cross whole with ``Begin`` only, before anybody waits for a packet; afterwards only what
+has changed does, so that a key that is pinned or a reload makes no worker pause, however many there are.
 
 What a worker has to tell comes in batches (``Tell``), in the order in which it happened: events of allocations and sessions,
 records of security events, lines of its log. What it knows of allocations is kept for its successor (``Keep``, see ``keeping``).
@@ -24,7 +26,7 @@ from twisted.protocols import amp
 
 from zrc_relay.core.allocation import AllocationKey
 from zrc_relay.core.cidr import AccessLists, Entry, Network
-from zrc_relay.core.keys import Device, DeviceKeys
+from zrc_relay.core.keys import Device, DeviceKeys, KeyChanges
 from zrc_relay.core.remembered import Remembered
 from zrc_relay.credentials import make_credentials
 from zrc_relay.engine import EngineSettings
@@ -78,18 +80,17 @@ class Orders:
 
     settings: EngineSettings
     certificate: CertificateText
-    keys: tuple[Device, ...]
     allow: tuple[Network, ...]
     block: tuple[Network, ...]
     log: LogSettings
     """With the form that the parent's log has; never ``AUTO``."""
 
     @classmethod
-    def of(cls, inputs: Inputs, settings: EngineSettings, keys: DeviceKeys, form: LogFormat) -> Orders:
-        """Those of ``inputs``, with the pinned ``keys`` that are in force."""
+    def of(cls, inputs: Inputs, settings: EngineSettings, form: LogFormat) -> Orders:
+        """Those of ``inputs``."""
         config, log = inputs.config, log_settings_of(inputs.config)
         return cls(
-            settings, CertificateText.of(inputs), devices_of(keys), tuple(config.allow), tuple(config.block),
+            settings, CertificateText.of(inputs), tuple(config.allow), tuple(config.block),
             LogSettings(log.level, log.levels, form),
         )
 
@@ -130,13 +131,14 @@ class Post:
 
 @dataclass(frozen=True, slots=True)
 class Beginning:
-    """The first thing that a worker hears. ``entries`` are what run time says of networks.
+    """The first thing that a worker hears. ``keys`` are of the devices that may sign, ``entries`` what run time says of networks.
 
     ``remembered`` is what earlier workers in its place knew of allocations, the longest known first.
     """
 
     post: Post
     orders: Orders
+    keys: tuple[Device, ...]
     entries: tuple[Entry, ...]
     remembered: tuple[Remembered, ...] = ()
 
@@ -216,9 +218,9 @@ class Begin(amp.Command):
 
 
 class Prepare(amp.Command):
-    """Be ready to go by ``orders``; ``problem`` says why not, and is empty when all is well."""
+    """Be ready to go by ``orders``, with these changes of keys; ``problem`` says why not, and is empty when all is well."""
 
-    arguments: ClassVar = [(b"orders", Value(Orders))]
+    arguments: ClassVar = [(b"orders", Value(Orders)), (b"changes", Value(KeyChanges))]
     response: ClassVar = [(b"problem", amp.Unicode())]
 
 
@@ -228,10 +230,10 @@ class Commit(amp.Command):
     response: ClassVar = [(b"ended", amp.Integer())]
 
 
-class UseKeys(amp.Command):
-    """Let these devices sign tokens; how many allocations ended."""
+class ChangeKeys(amp.Command):
+    """Let other devices sign tokens, as the changes say; how many allocations ended."""
 
-    arguments: ClassVar = [(b"keys", Value(tuple[Device, ...]))]
+    arguments: ClassVar = [(b"changes", Value(KeyChanges))]
     response: ClassVar = [(b"ended", amp.Integer())]
 
 

@@ -12,16 +12,15 @@ of security events, lines into the log.
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Callable
-from typing import Any
 
 from twisted.logger import Logger
 
 from zrc_relay.config import Config
 from zrc_relay.control.fleet import Fleet
 from zrc_relay.control.fleet_watch import FleetWatch
+from zrc_relay.control.watch import Sights
+from zrc_relay.core.keys import DeviceKeys
 from zrc_relay.engine import Surroundings
 from zrc_relay.front import Front
 from zrc_relay.logs.levels import LogFormat, LogLevel
@@ -33,26 +32,22 @@ from zrc_relay.workers.sockets import Sockets
 
 
 class ParentService(Front):
-    """A relay whose ``count`` workers forward; the other arguments are those of ``RelayService``."""
+    """A relay whose ``count`` workers forward; the other arguments are those of ``Front``."""
 
     _log = Logger()
 
     def __init__(
         self,
         config: Config,
-        reactor: Any,
+        surroundings: Surroundings,
+        load: Callable[[], Config] | None = None,
         *,
         count: int,
-        now: Callable[[], float] = time.monotonic,
-        wall: Callable[[], float] = time.time,
-        random: Callable[[int], bytes] = os.urandom,
-        load: Callable[[], Config] | None = None,
     ) -> None:
-        surroundings = Surroundings(reactor, now, wall, random)
         super().__init__(config, surroundings, load)
         if count > 1 and not self._can_steer():
             count = 1
-        self.fleet = Fleet(count, now, self._announce)
+        self.fleet = Fleet(count, surroundings.now, self._announce)
         self.crew = Crew(
             Sockets(config.listen_addr, config.listen_port, config.worker_port_base, count),
             self._first_orders,
@@ -67,7 +62,7 @@ class ParentService(Front):
             listener=self,
             on_ready=self._all_there,
         )
-        self._complete(self.crew, self.crew.traffic, (self.crew,))
+        self._complete(self.crew, self.crew.traffic, (self.crew,), (self.crew.watching,), self._make_watch)
 
     def _can_steer(self) -> bool:
         """Whether this kernel gives packets to workers; says so once when it does not."""
@@ -103,14 +98,10 @@ class ParentService(Front):
         if not self.crew.is_stopping:
             self.hub.announce(name, **fields)
 
-    def _make_watch(self, config: Config) -> FleetWatch:
+    def _make_watch(self, sights: Sights) -> FleetWatch:
         return FleetWatch(
-            self._reactor, self.fleet, self.crew.traffic,
-            endpoint=config.observe_endpoint, tasks=(self.summary, self.keeper, self.crew.watching), logs=self.log_files,
-            state=(self.access, self.pins), reloads=self.reloader,
-            certificate=lambda: self.reloader.inputs.credentials.configuration.certificate, is_ready=lambda: self.ready,
+            sights, self.fleet, self.crew.traffic,
             is_draining=lambda: self.drain_deadline is not None, entries=lambda: len(self.lists),
-            webhook=self.webhook, bouncer=self.bouncer, now=self._now, wall=self._wall,
         )
 
     def _write(self, line: str, level: LogLevel) -> None:
@@ -122,9 +113,9 @@ class ParentService(Front):
     def _form(self) -> LogFormat:
         return self.log.form if self.log is not None else LogFormat.JSON
 
-    def _first_orders(self) -> Orders:
+    def _first_orders(self) -> tuple[Orders, DeviceKeys]:
         inputs = self.reloader.inputs
-        return Orders.of(inputs, self.settings, self.pins.over(self.device_keys), self._form())
+        return Orders.of(inputs, self.settings, self._form()), self.pins.over(self.device_keys)
 
     def _all_there(self) -> None:
         if not self.ready and self.drain_deadline is None:

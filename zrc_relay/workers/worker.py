@@ -36,13 +36,13 @@ from zrc_relay.control.local import LocalTraffic
 from zrc_relay.control.management import Clocks
 from zrc_relay.control.reporting import Reporter
 from zrc_relay.control.sampler import Sampler
-from zrc_relay.control.watch import Watch
+from zrc_relay.control.watch import Sights, Watch
 from zrc_relay.core.cidr import AccessLists
 from zrc_relay.core.counters import Handshake
-from zrc_relay.core.keys import Device, DeviceKeys
+from zrc_relay.core.keys import DeviceKeys, KeyChanges
 from zrc_relay.core.remembered import Remembered
 from zrc_relay.core.routing import Share
-from zrc_relay.engine import Engine, Surroundings
+from zrc_relay.engine import SWEEP_INTERVAL, Engine, Surroundings
 from zrc_relay.garbage import INTERVAL, Garbage
 from zrc_relay.logs.observer import RelayLog
 from zrc_relay.metrics.catalogue import take
@@ -60,6 +60,7 @@ from zrc_relay.workers.orders import (
     LIMITS_FD,
     Begin,
     Beginning,
+    ChangeKeys,
     ChangeLists,
     Commit,
     Drain,
@@ -71,7 +72,6 @@ from zrc_relay.workers.orders import (
     Said,
     Stop,
     Tell,
-    UseKeys,
 )
 from zrc_relay.workers.pair import PairEnd
 from zrc_relay.workers.remote import TrafficResponder
@@ -103,7 +103,8 @@ class Worker(PairEnd):
         self._surroundings = surroundings
         self._limits_fd = limits_fd
         self._on_end = on_end
-        self._prepared: tuple[Orders, Credentials] | None = None
+        self._prepared: tuple[Orders, KeyChanges, Credentials] | None = None
+        self._keys = DeviceKeys()
         self._asked: TrafficResponder | None = None
         self.engine: Engine = None  # type: ignore[assignment]  # made by ``Begin``, which is always the first command
         self.log: RelayLog | None = None
@@ -137,6 +138,7 @@ class Worker(PairEnd):
         self._lists = AccessLists(orders.allow, orders.block)
         for entry in beginning.entries:
             self._lists.add(entry, around.wall())
+        self._keys = DeviceKeys(beginning.keys)
         share = Share(post.index, post.count)
 
         def ports(endpoint: Endpoint) -> Iterable[UdpPort]:
@@ -147,13 +149,14 @@ class Worker(PairEnd):
                 yield port
 
         engine = self.engine = Engine(
-            orders.settings, orders.certificate.credentials(), DeviceKeys(orders.keys), self._lists, events,
+            orders.settings, orders.certificate.credentials(), self._keys, self._lists, events,
             surroundings=around, secret=post.secret, make_ports=ports,
             share=share, limits=LimitsMemory.attach(self._limits_fd).limits(share),
         )
         garbage = Garbage(lambda: engine.relay.counters.handshakes[Handshake.STARTED], lambda: engine.endpoint.connections)
         tasks = (
             Ticker(around.reactor, INTERVAL, garbage.look, "garbage"),
+            Ticker(around.reactor, SWEEP_INTERVAL, self._sweep_lists, "access"),
             Ticker(around.reactor, SUMMARY_INTERVAL, events.summarise, "security-log"),
             Ticker(around.reactor, post.report_interval, self._report, "report"),
         )
@@ -162,15 +165,14 @@ class Worker(PairEnd):
         engine.relay.table.report_to(keeper)
         sampler.on_moved, sampler.on_looked = keeper.changed, keeper.flush
         self.remember(beginning.remembered)
-        watch = Watch(
-            around.reactor, engine.relay, endpoint=None, connections=engine.endpoint, ports=lambda: engine.quic.ports,
-            tasks=(engine.sweeper, *tasks), logs=(), state=(), reloads=NoReloads(),
+        clocks = Clocks(around.now, around.wall, around.reactor)
+        sights = Sights(
+            clocks=clocks, endpoint=None, tasks=(engine.sweeper, *tasks), logs=(), state=(), reloads=NoReloads(),
             certificate=lambda: engine.endpoint.credentials.configuration.certificate,
             is_ready=lambda: bool(engine.quic.ports),
-            webhook=None, bouncer=None, now=around.now, wall=around.wall,
         )
+        watch = Watch(sights, engine.relay, connections=engine.endpoint, ports=lambda: engine.quic.ports)
         metrics = partial(take, watch.local)
-        clocks = Clocks(around.now, around.wall, around.reactor)
         traffic = LocalTraffic(engine.relay, engine.endpoint, engine.qlogs, sampler, clocks, metrics=metrics)
         self._asked = TrafficResponder(traffic)
         self._reporter = Reporter(
@@ -188,14 +190,17 @@ class Worker(PairEnd):
         """What answers a command: this, or what answers questions about the traffic."""
         return super().locateResponder(name) or (self._asked.locateResponder(name) if self._asked is not None else None)
 
+    def _sweep_lists(self) -> None:
+        self._lists.sweep(self._surroundings.wall())
+
     def _report(self) -> None:
         self.callRemote(Report, report=self._reporter.report())
 
     @Prepare.responder
-    def prepare(self, orders: Orders) -> dict[str, Any]:
+    def prepare(self, orders: Orders, changes: KeyChanges) -> dict[str, Any]:
         """See ``Prepare``."""
         try:
-            self._prepared = orders, orders.certificate.credentials()
+            self._prepared = orders, changes, orders.certificate.credentials()
         except Exception as error:
             return {"problem": f"{type(error).__name__}: {error}"}
         return {"problem": ""}
@@ -205,17 +210,18 @@ class Worker(PairEnd):
         """See ``Commit``."""
         if self._prepared is None:
             raise NotPrepared
-        (orders, credentials), self._prepared = self._prepared, None
+        (orders, changes, credentials), self._prepared = self._prepared, None
         if self.log is not None:
             self.log.configure(orders.log)
-        keys = DeviceKeys(orders.keys)
+        self._keys = self._keys.with_changes(changes)
         with aloud():
-            return {"ended": self.engine.commit(orders.settings, credentials, keys, orders.allow, orders.block)}
+            return {"ended": self.engine.commit(orders.settings, credentials, self._keys, orders.allow, orders.block)}
 
-    @UseKeys.responder
-    def use_keys(self, keys: tuple[Device, ...]) -> dict[str, Any]:
-        """See ``UseKeys``."""
-        return {"ended": self.engine.use_keys(DeviceKeys(keys))}
+    @ChangeKeys.responder
+    def change_keys(self, changes: KeyChanges) -> dict[str, Any]:
+        """See ``ChangeKeys``."""
+        self._keys = self._keys.with_changes(changes)
+        return {"ended": self.engine.use_keys(self._keys)}
 
     @ChangeLists.responder
     def change_lists(self, changes: tuple[ListChange, ...]) -> dict[str, Any]:
@@ -274,7 +280,7 @@ def main() -> None:
 
     reactor: Any = installed
     reactor.seconds = time.monotonic
-    worker = Worker(Surroundings(reactor, time.monotonic, time.time, os.urandom), LIMITS_FD, lambda: os._exit(0))
+    worker = Worker(Surroundings(reactor), LIMITS_FD, lambda: os._exit(0))
     reactor.adoptStreamConnection(CHANNEL_FD, socket.AF_UNIX, Factory.forProtocol(lambda: worker))
     os.close(CHANNEL_FD)
     reactor.run(installSignalHandlers=False)
