@@ -77,6 +77,7 @@ _UNWANTED: Final = {
     "wrong": f"payloads that arrived {WRONG}",
     "twice": "payloads that arrived twice",
     "skipped": "payloads that could not be sent in time",
+    "silent": "directions of pairs in which nothing arrived",
     "faults": "packets that could not be read",
 }
 

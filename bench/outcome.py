@@ -101,6 +101,14 @@ class Outcome:
         found = [combine(mine, theirs) for mine, theirs in values if mine is not None and theirs]
         return Figure.of(found) if found else None
 
+    def lossy(self, budget: Budget) -> list[str]:
+        """The subjects of ``budget`` that lost too much for it."""
+        losses = {label: self.figure(label, "loss") for label in (budget.of, budget.against) if label}
+        return [
+            label for label, loss in losses.items()
+            if loss is not None and budget.most_loss is not None and loss.middle >= budget.most_loss
+        ]
+
     def as_dict(self) -> dict[str, Any]:
         """For JSON: every sample, and the medians."""
         return {

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from bench import plots
-from bench.budgets import BUDGETS, Budget, How
+from bench.budgets import BUDGETS, MOST_LOSS, Budget, How
 from bench.outcome import COST_UNITS, NOT_OFFERED, WRONG, Figure, Outcome
 from bench.plots import Point, number
-from bench.scenarios import HALF_A_CORE, RATES, SATURATION, Kind, paced
+from bench.scenarios import GROWTH_RATE, HALF_A_CORE, RATES, SATURATION, Kind, Subject, growth, paced
 from bench.systems import SETTINGS_OF_OURS
 from zrc_relay.config import SETTINGS
 
@@ -155,6 +155,9 @@ class Report:
         outcome = self._outcomes.get(budget.scenario)
         if outcome is None:
             return Row(budget, None, Verdict.UNKNOWN, f"the scenario {budget.scenario} did not run")
+        lossy = outcome.lossy(budget)
+        if lossy:
+            return Row(budget, None, Verdict.UNKNOWN, f"too much was lost by {' and '.join(lossy)}")
         figure = outcome.compare(budget)
         if figure is None:
             reasons = [outcome.failures.get(label, "") for label in (budget.of, budget.against) if label]
@@ -242,12 +245,13 @@ class Report:
             shown = zip(columns, figures, strict=True)
             rows.append([label, *("-" if figure is None else column.show(figure) for column, figure in shown)])
         title = scenario.title + (f" ({outcome.rate:,.0f} datagrams a second)" if outcome.rate else "")
-        parts = [f"### {title}\n"]
+        parts = [f"### {title}\n", *([scenario.note + "\n"] if scenario.note else [])]
         if rows:
             parts.append(_table(["", *(each.head.format(unit=unit) for each in columns)], rows))
+        parts += _grown(outcome)
         parts += [f"- {label}: {_one_line(why)}" for label, why in outcome.failures.items()]
         parts += [f"- {label}: {count:,} {_one_line(what)}" for label in labels for what, count in outcome.remarks(label).items()]
-        if f"{scenario.name}.svg" in drawn and scenario.name != "growth":
+        if f"{scenario.name}.svg" in drawn:
             parts += ["", _image(f"{scenario.name}.svg")]
         return [*parts, ""]
 
@@ -262,13 +266,10 @@ class Report:
         if by_rate:
             title = "Cost against the rate that is carried"
             found["rates"] = plots.lines(title, "datagrams a second", "µs of CPU a datagram", by_rate)
-        growth = self._outcomes.get("growth")
-        points = [] if growth is None else [
-            Point(subject.load.pairs, figure) for subject in growth.scenario.subjects
-            if (figure := growth.figure(subject.label, "cost")) is not None
-        ]
-        if growth is not None and len(points) > 1:
-            found["growth"] = plots.lines(growth.scenario.title, "pairs", "µs of CPU a datagram", {"zrc-relay": points})
+        judged = self._outcomes.get(growth(GROWTH_RATE))
+        by_pairs = {} if judged is None else _by_pairs(judged)
+        if judged is not None and by_pairs:
+            found["growth"] = plots.lines(judged.scenario.title, "pairs", "µs of CPU a datagram", by_pairs)
         return found
 
     def _by_rate(self) -> dict[str, list[Point]]:
@@ -293,6 +294,30 @@ _BARS: Final[Mapping[str, tuple[str, str]]] = {
     "memory": ("memory", "kB a pair"),
 }
 """Scenarios that are drawn as bars: which number, and what it is in."""
+
+
+def _by_pairs(outcome: Outcome) -> dict[str, list[Point]]:
+    lines: dict[str, list[Point]] = {}
+    for subject in outcome.scenario.subjects:
+        figure = outcome.figure(subject.label, "cost")
+        if figure is not None:
+            lines.setdefault(subject.system, []).append(Point(subject.load.pairs, figure))
+    return {system: points for system, points in lines.items() if len(points) > 1}
+
+
+def _grown(outcome: Outcome) -> list[str]:
+    """What the most pairs cost against the fewest, for each system that was measured with several numbers of them."""
+    systems: dict[str, list[Subject]] = {}
+    for subject in outcome.scenario.subjects:
+        systems.setdefault(subject.system, []).append(subject)
+    lines = []
+    for system, subjects in systems.items():
+        few, many = (pick(subjects, key=lambda each: each.load.pairs) for pick in (min, max))
+        growth_of = Budget("", outcome.scenario.name, many.label, few.label, 0, 0, most_loss=MOST_LOSS)
+        if few.load.pairs == many.load.pairs or outcome.lossy(growth_of) or (figure := outcome.compare(growth_of)) is None:
+            continue
+        lines.append(f"- {system}: {many.load.pairs} pairs cost {_spread(figure)} times what {few.load.pairs} cost")
+    return lines
 
 
 def _figures(outcome: Outcome, metric: str) -> dict[str, Figure]:

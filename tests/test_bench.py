@@ -72,6 +72,16 @@ class TableTests(SynchronousTestCase):
             self.assertIn(budget.metric, METRICS)
             self.assertLess(budget.aim, budget.must)
 
+    def test_growth_spreads_one_rate_over_pairs_of_the_same_client(self) -> None:
+        growing = [scenario for scenario in SCENARIOS if scenario.name.startswith("growth-")]
+        self.assertTrue(growing)
+        for scenario in growing:
+            loads = {replace(subject.load, pairs=1) for subject in scenario.subjects}
+            self.assertEqual(len(loads), 1, scenario.name)
+            [load] = loads
+            self.assertEqual(load.train, 1)
+            self.assertGreater(load.rate, 0)
+
     def test_names_and_labels_are_used_once_and_systems_exist(self) -> None:
         names = [scenario.name for scenario in SCENARIOS]
         self.assertEqual(len(names), len(set(names)))
@@ -184,9 +194,10 @@ class ReadingTests(SynchronousTestCase):
     """PERFORMANCE "How to measure": what was delivered and verified counts, loss stands beside it."""
 
     FOUND: ClassVar[dict[str, Any]] = {
-        "seconds": 2.0, "sent": 1100, "delivered": 1000, "lost": 100, "wrong": 0, "twice": 0, "skipped": 0, "relay_cpu": 0.02,
-        "relay_wakeups": 500, "memory_before": 10_000_000, "memory_after": 10_400_000, "load_cpu": 0.05, "received_train": 4.0,
-        "latency_p50_us": 250.0, "latency_p90_us": 400.0, "latency_p99_us": 1000.0, "faults": 0, "ended": [], "notices": {},
+        "seconds": 2.0, "sent": 1100, "delivered": 1000, "lost": 100, "wrong": 0, "twice": 0, "skipped": 0, "silent": 0,
+        "relay_cpu": 0.02, "relay_wakeups": 500, "memory_before": 10_000_000, "memory_after": 10_400_000, "load_cpu": 0.05,
+        "received_train": 4.0, "latency_p50_us": 250.0, "latency_p90_us": 400.0, "latency_p99_us": 1000.0, "faults": 0,
+        "ended": [], "notices": {},
     }
 
     def test_datagrams(self) -> None:
@@ -289,6 +300,32 @@ class ReportTests(SynchronousTestCase):
         self.assertIn(f"| {self.BUDGET.what} | ≤ 2.5 x | ≤ 1 x | 2.5 x (2 to 3) | kept |", page)
         self.assertRegex(page, r"\| zrc-relay \| 25 \(20 to 30\) \| 1,000 \| 1\.23 % \|")
         self.assertIn("- coturn: it is not installed", page)
+
+    def test_nothing_is_compared_with_what_was_mostly_lost(self) -> None:
+        budget = next(budget for budget in BUDGETS if budget.most_loss is not None)
+        scenario = next(scenario for scenario in SCENARIOS if scenario.name == budget.scenario)
+        for loss, verdict in ((0.0049, Verdict.AIM), (0.0051, Verdict.UNKNOWN)):
+            samples = {str(budget.of): [Sample(cost=1.0, loss=loss)], str(budget.against): [Sample(cost=1.0, loss=0.0)]}
+            made = Report([Outcome(scenario, samples)], {}, {}, rounds=1, seconds=1)
+            [row] = [row for row in made.rows() if row.budget is budget]
+            self.assertIs(row.verdict, verdict)
+            self.assertEqual(budget.of in row.why, verdict is Verdict.UNKNOWN)
+
+    def test_growth_is_drawn_for_each_system_and_its_note_stands_above_the_table(self) -> None:
+        budget = next(budget for budget in BUDGETS if budget.most_loss is not None)
+        scenario = next(scenario for scenario in SCENARIOS if scenario.name == budget.scenario)
+        samples = {subject.label: [Sample(cost=9.0 + subject.load.pairs)] for subject in scenario.subjects}
+        directory = Path(self.mktemp())
+        directory.mkdir()
+        Report([Outcome(scenario, samples)], {}, {}, rounds=1, seconds=1).write(directory)
+        drawn = (directory / "performance" / "growth.svg").read_text()
+        for system in {subject.system for subject in scenario.subjects}:
+            self.assertIn(f">{system}<", drawn)
+        page = (directory / "performance.md").read_text()
+        self.assertLess(page.index(scenario.title), page.index(scenario.note))
+        self.assertLess(page.index(scenario.note), page.index("| 1000 pairs |"))
+        for system in {subject.system for subject in scenario.subjects}:
+            self.assertIn(f"- {system}: 1000 pairs cost 101 (101 to 101) times what 1 cost\n", page)
 
     def test_a_budget_that_was_not_measured_says_why(self) -> None:
         page = self.report(failures={QUINN: "it\nbroke"}).markdown([])

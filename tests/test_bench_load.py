@@ -5,9 +5,13 @@ The tests exist where Go and quic-go are installed; elsewhere the module says th
 
 from __future__ import annotations
 
+import json
+import signal
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import IO, cast
 
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -59,6 +63,16 @@ class LoadTests(SynchronousTestCase):
         for sample in self.measure(NO_RELAY, direct, replace(direct, kind=Kind.CHANNELS), replace(direct, rate=0)):
             self.check(sample)
             self.assertIsNone(sample.cost)
+
+    def test_several_of_it_can_begin_together(self) -> None:
+        load = Load(engine=Engine.FAST, pairs=1, rate=200)
+        command = [str(build.load_generator()), *load.arguments(warm_up=WARM_UP, seconds=SECONDS), "-direct", "-hold"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as program:
+            self.addCleanup(program.kill)
+            said = cast("IO[str]", program.stdout)
+            self.assertEqual(json.loads(said.readline()), {"ready": True})
+            program.send_signal(signal.SIGUSR1)
+            self.check(generator.datagrams(json.loads(said.read()), load))
 
     def test_streams_handshakes_and_memory(self) -> None:
         streams, handshakes, memory = self.measure(

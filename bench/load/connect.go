@@ -316,13 +316,13 @@ func join(ctx context.Context, from, to *client) error {
 	}
 }
 
-// pairs connects many. A plain relay pairs by order of arrival, so there they come one after the other.
-func (t *target) pairs(ctx context.Context, count int) ([][2]*client, error) {
+// pairs connects many and hands each to made, from several goroutines. A plain relay pairs by order of arrival, so there they come
+// one after the other.
+func (t *target) pairs(ctx context.Context, count int, made func(number int, pair [2]*client) error) error {
 	workers := dialAtOnce
 	if t.plain {
 		workers = 1
 	}
-	made := make([][2]*client, count)
 	failed := make(chan error, workers)
 	next := make(chan int)
 	var all sync.WaitGroup
@@ -333,8 +333,11 @@ func (t *target) pairs(ctx context.Context, count int) ([][2]*client, error) {
 		go func() {
 			defer all.Done()
 			for number := range next {
-				var err error
-				if made[number], err = t.pair(ctx); err != nil {
+				pair, err := t.pair(ctx)
+				if err == nil {
+					err = made(number, pair)
+				}
+				if err != nil {
 					failed <- fmt.Errorf("pair %d: %w", number, err)
 					cancel()
 					return
@@ -352,8 +355,8 @@ func (t *target) pairs(ctx context.Context, count int) ([][2]*client, error) {
 	all.Wait()
 	select {
 	case err := <-failed:
-		return nil, err
+		return err
 	default:
-		return made, nil
+		return nil
 	}
 }

@@ -87,8 +87,11 @@ type streamResult struct {
 
 // streams writes to one stream of each pair for as long as the measurement lasts, and reads and checks it at the other end.
 func streams(ctx context.Context, t *target, p *plan, count int) (*streamResult, error) {
-	clients, err := t.pairs(ctx, count)
-	if err != nil {
+	clients := make([][2]*client, count)
+	if err := t.pairs(ctx, count, func(number int, pair [2]*client) error {
+		clients[number] = pair
+		return nil
+	}); err != nil {
 		return nil, err
 	}
 	var arrived, wrong uint64

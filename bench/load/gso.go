@@ -6,7 +6,7 @@ package main
 import (
 	"encoding/binary"
 	"net"
-	"syscall"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -15,6 +15,7 @@ const (
 	udpSegment   = 103 // linux/udp.h
 	udpGRO       = 104
 	maxTrain     = 48 // packets in one call: the kernel takes 64, and 65507 bytes
+	maxMessage   = 65535 + 1
 	socketBuffer = 4 << 20
 )
 
@@ -37,29 +38,75 @@ func (t *train) reset(size int) {
 	binary.LittleEndian.PutUint16(t.control[unix.CmsgLen(0):], uint16(size))
 }
 
-// send sends the train over a connected socket. A full buffer loses it, like any network.
-func (t *train) send(socket *net.UDPConn) error {
-	var err error
-	if len(t.data) > t.size {
-		_, _, err = socket.WriteMsgUDP(t.data, t.control, nil)
-	} else {
-		_, err = socket.Write(t.data)
+// socket is the descriptor of a connected UDP socket that Go's own poller knows nothing of: with thousands of sockets it would wake
+// one goroutine for each packet.
+type socket int
+
+// detach takes the socket out of Go's hands, which are left with none.
+func detach(from *net.UDPConn) (socket, error) {
+	raw, err := from.SyscallConn()
+	if err != nil {
+		return 0, err
 	}
+	made := -1
+	if controlled := raw.Control(func(fd uintptr) {
+		made, err = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0)
+	}); controlled != nil {
+		return 0, controlled
+	}
+	if err != nil {
+		return 0, err
+	}
+	from.Close()
+	for option, value := range map[int]int{unix.SO_RCVBUF: socketBuffer, unix.SO_SNDBUF: socketBuffer} {
+		if err = unix.SetsockoptInt(made, unix.SOL_SOCKET, option, value); err != nil {
+			return 0, err
+		}
+	}
+	unix.SetsockoptInt(made, unix.IPPROTO_UDP, udpGRO, 1) // a kernel that has none hands over single packets
+	return socket(made), nil
+}
+
+// send sends the train. A full buffer loses it, like any network.
+func (s socket) send(t *train) error {
+	var control []byte
+	if len(t.data) > t.size {
+		control = t.control
+	}
+	_, err := unix.SendmsgN(int(s), t.data, control, nil, 0)
 	return err
 }
 
-// prepare sets a socket's options; false if the kernel has no UDP_GRO.
-func prepare(socket *net.UDPConn) (gro bool, err error) {
-	raw, err := socket.SyscallConn()
-	if err != nil {
-		return false, err
+// inbox is where one thread receives to, from whatever socket.
+type inbox struct {
+	data    []byte
+	control []byte
+	vector  unix.Iovec
+	header  unix.Msghdr
+}
+
+func newInbox() *inbox {
+	b := &inbox{data: make([]byte, maxMessage), control: make([]byte, 64)}
+	b.vector.Base = &b.data[0]
+	b.vector.SetLen(len(b.data))
+	b.header.Iov = &b.vector
+	b.header.SetIovlen(1)
+	b.header.Control = &b.control[0]
+	return b
+}
+
+// receive takes what has come, if something has: a train, and the size of its packets, the last of which may be shorter.
+func (b *inbox) receive(from socket) (data []byte, size int, err error) {
+	b.header.SetControllen(len(b.control))
+	// Not unix.Recvmsg, which makes an address for each packet; and not Syscall, because this never waits.
+	n, _, errno := unix.RawSyscall(unix.SYS_RECVMSG, uintptr(from), uintptr(unsafe.Pointer(&b.header)), unix.MSG_DONTWAIT)
+	if errno != 0 {
+		return nil, 0, errno
 	}
-	err = raw.Control(func(fd uintptr) {
-		gro = syscall.SetsockoptInt(int(fd), unix.IPPROTO_UDP, udpGRO, 1) == nil
-	})
-	socket.SetReadBuffer(socketBuffer)
-	socket.SetWriteBuffer(socketBuffer)
-	return gro, err
+	if size = segmentSize(b.control[:b.header.Controllen]); size == 0 {
+		size = int(n)
+	}
+	return b.data[:n], size, nil
 }
 
 // segmentSize is what the kernel says about a received train: the size of its packets, or 0 for a single packet.

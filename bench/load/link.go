@@ -4,16 +4,16 @@ package main
 //
 // quic-go connects, reads HELLO and gets ALLOCATED. Then the link takes the socket and the keys (crypto/tls writes its secrets to a
 // key log for whoever wants to look inside), and quic-go is left talking to nobody. From then on the link seals trains of DATAGRAM
-// packets and sends each with one call, and opens, checks and acknowledges what comes: an ACK when two packets that ask for one
-// have come in, or one has waited for maxAckDelay, as RFC 9000 §13.2 wants and common clients do. There is no congestion control:
-// who sends decides how fast. Everything else that a relay may send is read and acknowledged; what asks for an answer
-// (PATH_CHALLENGE, a key update) gets it.
+// packets and sends each with one call, and opens, checks and acknowledges what comes (receiver.go receives for all links): an ACK
+// when two packets that ask for one have come in, after the train that brought the second, or when one has waited for maxAckDelay,
+// as RFC 9000 §13.2 wants and common clients do. Each link has a socket, and so an address, of its own, as clients have. There is
+// no congestion control: who sends decides how fast. Everything else that a relay may send is read and acknowledged; what asks for
+// an answer (PATH_CHALLENGE, a key update) gets it.
 
 import (
 	"crypto/rand"
 	"crypto/tls"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"net"
 	"sync"
@@ -25,17 +25,15 @@ const (
 	idLength     = 8 // of our connection ids
 	ackEvery     = 2
 	maxAckDelay  = 20 * time.Millisecond
-	ackScan      = 5 * time.Millisecond
 	tagLength    = 16
 	channelByte  = 0x05
-	channelStart = 8         // 0x05 and the channel's id
-	farAhead     = 1 << 13   // packet numbers not acknowledged, beyond which two bytes might be misread
-	maxMessage   = 65535 + 1 // a received train
+	channelStart = 8       // 0x05 and the channel's id
+	farAhead     = 1 << 13 // packet numbers not acknowledged, beyond which two bytes might be misread
 )
 
 // link is one connection in our own hands.
 type link struct {
-	socket  *net.UDPConn
+	socket  socket
 	channel [7]byte // id, when channel data is sent
 
 	lock     sync.Mutex // of all that follows
@@ -48,15 +46,16 @@ type link struct {
 	came     received
 	pending  int       // packets that wait to be acknowledged
 	since    time.Time // when the first of them came
+	noted    time.Time // the last such moment that the receiver knows
 	newest   time.Time // when the largest came
 	scratch  train
 	out      workspace
-
-	in       workspace // of the one goroutine that receives
 	deliver  func(payload []byte, now time.Time)
-	messages uint64 // receive calls that brought something; atomic
-	packets  uint64 // that they brought; atomic
-	faults   uint64 // packets that could not be read; atomic
+
+	in       workspace // of the one thread that receives
+	messages uint64    // receive calls that brought something; atomic
+	packets  uint64    // that they brought; atomic
+	faults   uint64    // packets that could not be read; atomic
 	closed   atomic.Value
 }
 
@@ -66,13 +65,15 @@ type workspace struct {
 	nonce [12]byte
 }
 
-func newLink(socket *net.UDPConn, remoteID []byte, seal, open *keys, number uint64) *link {
-	return &link{socket: socket, remoteID: remoteID, seal: seal, open: open, number: number}
+func newLink(socket socket, remoteID []byte, seal, open *keys, number uint64) *link {
+	return &link{
+		socket: socket, remoteID: remoteID, seal: seal, open: open, number: number, deliver: func([]byte, time.Time) {},
+	}
 }
 
 // directLinks gives two links that are connected to each other, with no relay between: the yardstick for latency.
 func directLinks() (*link, *link, error) {
-	var sockets [2]*net.UDPConn
+	var connections [2]*net.UDPConn
 	probe, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	if err != nil {
 		return nil, nil, err
@@ -85,12 +86,13 @@ func directLinks() (*link, *link, error) {
 	}
 	other := second.LocalAddr().(*net.UDPAddr)
 	second.Close()
-	if sockets[0], err = net.DialUDP("udp4", first, other); err != nil {
+	if connections[0], err = net.DialUDP("udp4", first, other); err != nil {
 		return nil, nil, err
 	}
-	if sockets[1], err = net.DialUDP("udp4", other, first); err != nil {
+	if connections[1], err = net.DialUDP("udp4", other, first); err != nil {
 		return nil, nil, err
 	}
+	var sockets [2]socket
 	var directions [2]*keys
 	for i := range directions {
 		secret := make([]byte, 32)
@@ -100,7 +102,7 @@ func directLinks() (*link, *link, error) {
 		if directions[i], err = newKeys(tls.TLS_AES_128_GCM_SHA256, secret); err != nil {
 			return nil, nil, err
 		}
-		if _, err = prepare(sockets[i]); err != nil {
+		if sockets[i], err = detach(connections[i]); err != nil {
 			return nil, nil, err
 		}
 	}
@@ -188,7 +190,7 @@ func (l *link) sendFrames(frames []byte) {
 	numberLength := l.numberLength()
 	l.scratch.reset(1 + len(l.remoteID) + numberLength + len(frames) + tagLength)
 	l.addPacket(&l.scratch, numberLength, len(frames), func(plain []byte) { copy(plain, frames) })
-	l.scratch.send(l.socket)
+	l.socket.send(&l.scratch)
 }
 
 // acknowledge sends an ACK for all that came. Call with the lock held.
@@ -202,67 +204,65 @@ func (l *link) acknowledge(now time.Time) {
 	l.sendFrames(l.came.appendAck(space[:0], uint64(delay)))
 }
 
-// acknowledgeLate sends what has waited for maxAckDelay.
-func (l *link) acknowledgeLate(now time.Time) {
+// acknowledgeLate sends what has waited for maxAckDelay, if it still waits.
+func (l *link) acknowledgeLate(since, now time.Time) {
 	l.lock.Lock()
 	defer l.lock.Unlock()
-	if l.pending > 0 && now.Sub(l.since) >= maxAckDelay-ackScan {
+	if l.pending > 0 && l.since.Equal(since) {
 		l.acknowledge(now)
 	}
 }
 
-// leave closes the connection with NO_ERROR, and the socket.
+// waits tells, once each time, that a packet has begun to wait for its acknowledgement, and when.
+func (l *link) waits() (since time.Time, begins bool) {
+	l.lock.Lock()
+	defer l.lock.Unlock()
+	begins = l.pending > 0 && !l.since.Equal(l.noted)
+	l.noted = l.since
+	return l.since, begins
+}
+
+// leave closes the connection with NO_ERROR. The socket goes with the process: somebody may still be reading it.
 func (l *link) leave() {
 	l.closed.CompareAndSwap(nil, "left")
 	l.lock.Lock()
 	l.sendFrames([]byte{frameApplicationEnd, 0, 0})
 	l.lock.Unlock()
-	l.socket.Close()
 }
 
 // -- receiving
 
-// receive takes what comes until the socket is closed.
-func (l *link) receive() {
-	buffer := make([]byte, maxMessage)
-	control := make([]byte, 64)
-	var found content
-	for {
-		n, controlLength, _, _, err := l.socket.ReadMsgUDPAddrPort(buffer, control)
-		if errors.Is(err, net.ErrClosed) {
-			return
+// hear hands every payload that arrives to deliver, from now on.
+func (l *link) hear(deliver func(payload []byte, now time.Time)) {
+	l.lock.Lock()
+	l.deliver = deliver
+	l.lock.Unlock()
+}
+
+// arrived takes a train whose packets are of that size, the last perhaps shorter.
+func (l *link) arrived(data []byte, size int, found *content, now time.Time) {
+	count := 0
+	for ; len(data) > 0; count++ {
+		packet := data
+		if len(packet) > size {
+			packet = packet[:size]
 		}
-		if err != nil {
-			continue // an ICMP error for something sent earlier
-		}
-		now := time.Now()
-		size := segmentSize(control[:controlLength])
-		if size == 0 {
-			size = n
-		}
-		count := 0
-		for data := buffer[:n]; len(data) > 0; count++ {
-			packet := data
-			if len(packet) > size {
-				packet = packet[:size]
-			}
-			data = data[len(packet):]
-			l.packet(packet, &found, now)
-		}
-		atomic.AddUint64(&l.messages, 1)
-		atomic.AddUint64(&l.packets, uint64(count))
-		l.lock.Lock()
-		if l.pending >= ackEvery {
-			l.acknowledge(now)
-		}
-		l.lock.Unlock()
+		data = data[len(packet):]
+		l.packet(packet, found, now)
 	}
+	atomic.AddUint64(&l.messages, 1)
+	atomic.AddUint64(&l.packets, uint64(count))
+	l.lock.Lock()
+	if l.pending >= ackEvery {
+		l.acknowledge(now)
+	}
+	l.lock.Unlock()
 }
 
 func (l *link) packet(packet []byte, found *content, now time.Time) {
 	if packet[0] == channelByte {
 		if len(packet) >= channelStart && string(packet[1:channelStart]) == string(l.channel[:]) {
-			l.deliver(packet[channelStart:], now)
+			l.listener()(packet[channelStart:], now)
 		}
 		return
 	}
@@ -280,9 +280,19 @@ func (l *link) packet(packet []byte, found *content, now time.Time) {
 	if !l.note(number, found, now) {
 		return
 	}
-	for _, payload := range found.datagrams {
-		l.deliver(payload, now)
+	if len(found.datagrams) == 0 {
+		return
 	}
+	deliver := l.listener()
+	for _, payload := range found.datagrams {
+		deliver(payload, now)
+	}
+}
+
+func (l *link) listener() func(payload []byte, now time.Time) {
+	l.lock.Lock()
+	defer l.lock.Unlock()
+	return l.deliver
 }
 
 // unseal takes the protection off a packet, in place.

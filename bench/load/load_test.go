@@ -7,6 +7,8 @@ import (
 	"reflect"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestWhatCameIsAcknowledgedOnceAndWhole(t *testing.T) {
@@ -134,6 +136,25 @@ func TestLossIsCountedByNumber(t *testing.T) {
 	}
 }
 
+func TestADirectionInWhichNothingArrivesIsTold(t *testing.T) {
+	heard, silent, idle := newFlow(1, 100), newFlow(2, 100), newFlow(3, 100)
+	for _, f := range []*flow{heard, silent} {
+		for number := 0; number < 3; number++ {
+			payload := make([]byte, 100)
+			f.fill(payload)
+			if f == heard && number == 1 {
+				f.take(payload, time.Now())
+			}
+		}
+	}
+	found := &result{}
+	found.fill([]*road{{flow: heard}, {flow: silent}, {flow: idle}}, nil,
+		&snapshot{sent: []uint64{0, 0, 0}, arrived: []uint64{0, 0, 0}}, &snapshot{sent: []uint64{3, 3, 0}, arrived: []uint64{1, 0, 0}})
+	if found.Sent != 6 || found.Lost != 5 || found.Silent != 1 {
+		t.Errorf("%d sent, %d lost, %d silent", found.Sent, found.Lost, found.Silent)
+	}
+}
+
 func TestPercentilesAreCloseEnough(t *testing.T) {
 	d := &delays{}
 	for microseconds := 1; microseconds <= 10000; microseconds++ {
@@ -151,8 +172,8 @@ func TestPacketsPassBetweenLinksAlsoWhenKeysChange(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer a.socket.Close()
-	defer b.socket.Close()
+	defer unix.Close(int(a.socket))
+	defer unix.Close(int(b.socket))
 	var got [][]byte
 	b.deliver = func(payload []byte, _ time.Time) { got = append(got, append([]byte{}, payload...)) }
 	found := &content{}
@@ -208,5 +229,126 @@ func TestProcessesAreReadFromAFlag(t *testing.T) {
 	}
 	if p.Set("12,") == nil || p.Set("all") == nil {
 		t.Error("what is no process id is accepted")
+	}
+}
+
+func TestOneReceiverServesManyLinksAndAcknowledgesInTime(t *testing.T) {
+	r, err := startReceiver()
+	if err != nil {
+		t.Fatal(err)
+	}
+	type arrival struct {
+		pair int
+		text string
+	}
+	came := make(chan arrival, 16)
+	var senders []*link
+	for number := 0; number < 3; number++ {
+		number := number
+		a, b, err := directLinks()
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.hear(func(payload []byte, _ time.Time) { came <- arrival{number, string(payload)} })
+		for _, l := range []*link{a, b} {
+			if err = r.add(l); err != nil {
+				t.Fatal(err)
+			}
+		}
+		senders = append(senders, a)
+	}
+	send := func(pair, count int) {
+		made := &train{}
+		senders[pair].sealTrain(made, count, 5, func(payload []byte) { copy(payload, "hello") })
+		if err := senders[pair].socket.send(made); err != nil {
+			t.Fatal(err)
+		}
+		for ; count > 0; count-- {
+			if got := <-came; got != (arrival{pair, "hello"}) {
+				t.Errorf("%v", got)
+			}
+		}
+	}
+	acknowledged := func(pair int, number uint64) time.Duration {
+		for began := time.Now(); ; time.Sleep(100 * time.Microsecond) {
+			l := senders[pair]
+			l.lock.Lock()
+			acked := l.acked
+			l.lock.Unlock()
+			if took := time.Since(began); acked >= number || took > time.Minute {
+				return took
+			}
+		}
+	}
+	for pair := range senders {
+		send(pair, 2)
+		if took := acknowledged(pair, 1); took > time.Minute {
+			t.Errorf("pair %d is not acknowledged", pair)
+		}
+	}
+	began := time.Now()
+	send(1, 1)
+	acknowledged(1, 2)
+	if took := time.Since(began); took < maxAckDelay || took > time.Minute {
+		t.Errorf("one packet is acknowledged after %v", took)
+	}
+}
+
+func TestASecondPacketIsAcknowledgedAtOnceAndOneOnlyLate(t *testing.T) {
+	a, b, err := directLinks()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(int(a.socket))
+	defer unix.Close(int(b.socket))
+	now, found := time.Now(), &content{}
+	arrive := func(count int) {
+		made := &train{}
+		a.sealTrain(made, count, 5, func(payload []byte) { copy(payload, "hello") })
+		b.arrived(made.data, made.size, found, now)
+		now = now.Add(time.Millisecond)
+	}
+	arrive(2)
+	if _, waits := b.waits(); waits || b.pending != 0 || b.number != 1 {
+		t.Errorf("after two, %d pending and %d packets sent", b.pending, b.number)
+	}
+	arrive(1)
+	first, waits := b.waits()
+	if _, again := b.waits(); !waits || again || b.number != 1 {
+		t.Errorf("after one, %v and %v, %d packets sent", waits, again, b.number)
+	}
+	arrive(1)
+	if b.acknowledgeLate(first, now); b.pending != 0 || b.number != 2 {
+		t.Errorf("after the second, %d pending and %d packets sent", b.pending, b.number)
+	}
+	arrive(1)
+	if b.acknowledgeLate(first, now); b.pending != 1 || b.number != 2 {
+		t.Error("what was due for an earlier packet is sent for a later one")
+	}
+	later, _ := b.waits()
+	if b.acknowledgeLate(later, now); b.pending != 0 || b.number != 3 {
+		t.Errorf("when it is due, %d pending and %d packets sent", b.pending, b.number)
+	}
+}
+
+func TestAcknowledgementsWaitInTheOrderInWhichTheyBegan(t *testing.T) {
+	w := &lateAcks{}
+	now := time.Now()
+	if w.patience(now) != -1 {
+		t.Error("something is due, and nothing waits")
+	}
+	for number := 0; number < 100; number++ {
+		w.add(&link{}, now.Add(time.Duration(number)*time.Millisecond))
+		w.send(now.Add(time.Duration(number) * time.Millisecond))
+	}
+	// Those that began from 80 ms on still wait at 99 ms, the last to be sent was that of 79 ms.
+	if left := len(w.queue) - w.first; left != 20 || len(w.queue) > 50 {
+		t.Errorf("%d wait, in %d places", left, len(w.queue))
+	}
+	if got := w.patience(now.Add(99*time.Millisecond + time.Microsecond)); got != 1 {
+		t.Errorf("%d ms until the next", got)
+	}
+	if got := w.patience(now.Add(time.Second)); got != 0 {
+		t.Errorf("%d ms until one that is late", got)
 	}
 }

@@ -5,8 +5,8 @@
 // Two engines send datagrams. "quic-go" is an ordinary client that sends packets singly. "fast" takes connections over from quic-go
 // after the handshake (link.go) and is several times as cheap as any relay.
 //
-// Files: main.go flags; connect.go handshakes and ALLOCATE; tap.go and link.go the fast engine, keys.go, frames.go and gso.go below
-// it; traffic.go datagrams, payload.go what they hold; extras.go handshakes and streams; process.go the relay's process. The
+// Files: main.go flags; connect.go handshakes and ALLOCATE; tap.go and link.go the fast engine, keys.go, frames.go, receiver.go and gso.go
+// below it; traffic.go datagrams, payload.go what they hold; extras.go handshakes and streams; process.go the relay's process. The
 // bytes of the protocol are those of tests/interop/quicgo: the build (bench/build.py) adds its wire.go, decode.go and event.go.
 package main
 
@@ -19,6 +19,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"runtime"
 	"strings"
 	"time"
 )
@@ -57,6 +58,7 @@ func start() (int, error) {
 	flag.BoolVar(&p.both, "both", false, "both directions")
 	flag.Float64Var(&p.rate, "rate", 0, "payloads a second over all pairs, 0 for as many as go through")
 	flag.DurationVar(&p.settle, "settle", 0, "after all are connected, before anything is sent")
+	flag.BoolVar(&p.hold, "hold", false, "then say that all is ready, and wait for SIGUSR1: several of this program can begin together")
 	flag.DurationVar(&p.warmUp, "warm-up", time.Second, "before the measurement")
 	flag.DurationVar(&p.seconds, "seconds", 5*time.Second, "of the measurement")
 	flag.Var(&p.pids, "relay-pid", "process `id` of the relay, to measure what it uses; several with commas between them")
@@ -71,6 +73,11 @@ func start() (int, error) {
 	}
 	t.fast = *engine == "fast" || *mode == "channels"
 	t.channels = *mode == "channels"
+	raw := 1 // threads that wait in calls of which Go does not know that they wait: the one that paces,
+	if t.fast {
+		raw++ // and the one that receives
+	}
+	runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + raw)
 	found, err := measure(t, p, *mode, *count, *direct)
 	switch {
 	case errors.Is(err, errNoChannels):
@@ -151,51 +158,75 @@ func measure(t *target, p *plan, mode string, count int, direct bool) (any, erro
 	case "streams":
 		return streams(ctx, t, p, count)
 	}
-	idle, err := usageOf(p.pids)
+	before, err := usageOf(p.pids)
 	if err != nil {
 		return nil, err
 	}
+	began := time.Now()
 	pairs, err := connect(ctx, t, count, direct)
+	if err != nil {
+		return nil, err
+	}
+	took := time.Since(began).Seconds()
+	opened, err := usageOf(p.pids)
 	if err != nil {
 		return nil, err
 	}
 	found, err := run(pairs, p)
 	if err == nil {
-		found.MemoryIdle = idle.memory
+		found.MemoryIdle, found.OpenCPU, found.OpenSeconds = before.memory, opened.cpu-before.cpu, took
 	}
 	return found, err
 }
 
-// connect makes the pairs and takes them over if that is wanted.
-func connect(ctx context.Context, t *target, count int, direct bool) (pairs [][2]end, err error) {
+// connect makes the pairs, and takes them over if that is wanted.
+func connect(ctx context.Context, t *target, count int, direct bool) ([][2]end, error) {
+	var r *receiver
+	var err error
+	if t.fast {
+		if err = allowSockets(2 * count); err != nil {
+			return nil, err
+		}
+		if r, err = startReceiver(); err != nil {
+			return nil, err
+		}
+	}
+	pairs := make([][2]end, count)
 	if direct {
-		for ; count > 0; count-- {
+		for number := range pairs {
 			device, peer, err := directLinks()
 			if err != nil {
 				return nil, err
 			}
-			pairs = append(pairs, [2]end{&fastEnd{link: device, isChannel: t.channels}, &fastEnd{link: peer, isChannel: t.channels}})
+			if pairs[number], err = fastEnds(t, r, [2]*link{device, peer}); err != nil {
+				return nil, err
+			}
 		}
 		return pairs, nil
 	}
-	clients, err := t.pairs(ctx, count)
-	if err != nil {
-		return nil, err
-	}
-	for _, pair := range clients {
-		var ends [2]end
-		for i, c := range pair {
-			if !t.fast {
-				ends[i] = &quicGoEnd{client: c}
-				continue
-			}
-			taken, err := c.takeOver(ctx)
-			if err != nil {
-				return nil, err
-			}
-			ends[i] = &fastEnd{link: taken, isChannel: t.channels}
+	return pairs, t.pairs(ctx, count, func(number int, pair [2]*client) (err error) {
+		if !t.fast {
+			pairs[number] = [2]end{&quicGoEnd{client: pair[0]}, &quicGoEnd{client: pair[1]}}
+			return nil
 		}
-		pairs = append(pairs, ends)
+		var links [2]*link
+		for i, c := range pair {
+			if links[i], err = c.takeOver(ctx); err != nil {
+				return err
+			}
+		}
+		pairs[number], err = fastEnds(t, r, links)
+		return err
+	})
+}
+
+// fastEnds has the links of a pair read.
+func fastEnds(t *target, r *receiver, links [2]*link) (ends [2]end, err error) {
+	for i, l := range links {
+		ends[i] = &fastEnd{link: l, isChannel: t.channels}
+		if err = r.add(l); err != nil {
+			break
+		}
 	}
-	return pairs, nil
+	return ends, err
 }

@@ -126,3 +126,21 @@ func ownCPU() float64 {
 	syscall.Getrusage(syscall.RUSAGE_SELF, &used)
 	return float64(used.Utime.Nano()+used.Stime.Nano()) / 1e9
 }
+
+// allowSockets makes room for so many sockets among the files that this process may have open.
+func allowSockets(count int) error {
+	needed := uint64(count) + 100 // what a process has open besides
+	var limit syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil || limit.Cur >= needed {
+		return err
+	}
+	wanted := limit
+	wanted.Cur = needed
+	if wanted.Max < needed {
+		wanted.Max = needed
+	}
+	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &wanted); err != nil {
+		return fmt.Errorf("%d sockets are needed, and a process may have %d files open (ulimit -Hn): %w", count, limit.Max, err)
+	}
+	return nil
+}

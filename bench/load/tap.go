@@ -140,10 +140,11 @@ func (c *client) takeOver(ctx context.Context) (*link, error) {
 	for i := 0; i < int((last[0]^mask[0])&3)+1; i++ {
 		number = number<<8 | uint64(last[at+i]^mask[1+i])
 	}
-	if _, err := prepare(c.socket); err != nil {
+	socket, err := detach(c.socket)
+	if err != nil {
 		return nil, err
 	}
-	l := newLink(c.socket, append([]byte{}, last[1:at]...), seal, open, number+1)
+	l := newLink(socket, append([]byte{}, last[1:at]...), seal, open, number+1)
 	copy(l.channel[:], c.channel)
 	return l, nil
 }

@@ -5,10 +5,13 @@ package main
 import (
 	"context"
 	"fmt"
+	"os"
+	"os/signal"
 	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
+	"unsafe"
 
 	"github.com/lucas-clemente/quic-go"
 	"golang.org/x/sys/unix"
@@ -100,30 +103,9 @@ func (e *fastEnd) prepare(f *flow, count int) {
 	}
 }
 
-func (e *fastEnd) flush() error { return e.ready.send(e.socket) }
+func (e *fastEnd) flush() error { return e.socket.send(&e.ready) }
 
-func (e *fastEnd) listen(f *flow) {
-	e.deliver = f.take
-	go e.receive()
-}
-
-// acknowledgeAll sends late acknowledgements of all links until it is stopped.
-func acknowledgeAll(ends []end, stop <-chan struct{}) {
-	ticker := time.NewTicker(ackScan)
-	defer ticker.Stop()
-	for {
-		select {
-		case <-stop:
-			return
-		case now := <-ticker.C:
-			for _, e := range ends {
-				if fast, is := e.(*fastEnd); is {
-					fast.acknowledgeLate(now)
-				}
-			}
-		}
-	}
-}
+func (e *fastEnd) listen(f *flow) { e.hear(f.take) }
 
 // road is a flow with the end that sends it.
 type road struct {
@@ -178,14 +160,11 @@ func pace(roads []*road, rate float64, count int, stop *int32) (skipped uint64) 
 	due := time.Now()
 	for turn := 0; atomic.LoadInt32(stop) == 0; turn++ {
 		due = due.Add(interval)
-		// Not time.Sleep: Go's timers wake up a millisecond late, and then twenty packets would leave at once.
-		if wait := time.Until(due); wait > 0 {
-			pause := unix.NsecToTimespec(wait.Nanoseconds())
-			unix.Nanosleep(&pause, nil)
-		} else if -wait > furthest {
-			skipped += uint64(-wait/interval) * uint64(count)
+		if late := time.Since(due); late > furthest {
+			skipped += uint64(late/interval) * uint64(count)
 			due = time.Now()
 		}
+		sleepUntil(due)
 		r := roads[turn%len(roads)]
 		if r.tickets == nil {
 			r.from.prepare(r.flow, count)
@@ -201,12 +180,22 @@ func pace(roads []*road, rate float64, count int, stop *int32) (skipped uint64) 
 	return skipped
 }
 
+// sleepUntil is no time.Sleep: Go's timers wake up a millisecond late, and then twenty packets would leave at once. And it is raw:
+// Go would give the thread's place to another one for each pause, and take it back.
+func sleepUntil(due time.Time) {
+	for wait := time.Until(due); wait > 0; wait = time.Until(due) { // a signal may end it early
+		pause := unix.NsecToTimespec(wait.Nanoseconds())
+		unix.RawSyscall(unix.SYS_NANOSLEEP, uintptr(unsafe.Pointer(&pause)), 0, 0)
+	}
+}
+
 // plan is what to do with the pairs.
 type plan struct {
 	size, train, window int
 	both                bool
 	rate                float64 // payloads a second over all pairs; 0 for as many as go through
 	settle, warmUp      time.Duration
+	hold                bool // wait for others before anything is sent
 	seconds             time.Duration
 	pids                processes
 }
@@ -220,6 +209,9 @@ type result struct {
 	Wrong       uint64            `json:"wrong"`
 	Twice       uint64            `json:"twice"`
 	Skipped     uint64            `json:"skipped"`
+	Silent      int               `json:"silent"` // directions of pairs in which something was sent and nothing arrived
+	OpenSeconds float64           `json:"open_seconds"`
+	OpenCPU     float64           `json:"open_cpu"` // of the relay
 	RelayCPU    float64           `json:"relay_cpu"`
 	RelayWakes  uint64            `json:"relay_wakeups"`
 	MemoryIdle  uint64            `json:"memory_before"`
@@ -290,10 +282,10 @@ func run(pairs [][2]end, p *plan) (*result, error) {
 	for _, pair := range pairs {
 		ends = append(ends, pair[0], pair[1])
 	}
-	quiet := make(chan struct{})
-	go acknowledgeAll(ends, quiet)
-	defer close(quiet)
 	time.Sleep(p.settle)
+	if p.hold {
+		waitForOthers()
+	}
 	var stop int32
 	var senders sync.WaitGroup
 	begin := func(send func()) {
@@ -349,6 +341,15 @@ func run(pairs [][2]end, p *plan) (*result, error) {
 	return found, nil
 }
 
+// waitForOthers says on standard output that all is ready, and goes on at SIGUSR1.
+func waitForOthers() {
+	begin := make(chan os.Signal, 1)
+	signal.Notify(begin, unix.SIGUSR1)
+	fmt.Println(`{"ready": true}`)
+	<-begin
+	signal.Stop(begin)
+}
+
 func setCounting(roads []*road, on bool) {
 	for _, r := range roads {
 		r.flow.lock.Lock()
@@ -381,7 +382,11 @@ func (found *result) fill(roads []*road, ends []end, before, after *snapshot) {
 		sent := after.sent[i] - before.sent[i]
 		found.Sent += sent
 		found.Delivered += after.arrived[i] - before.arrived[i]
-		found.Lost += sent - r.flow.arrivedOf(before.sent[i], after.sent[i])
+		arrived := r.flow.arrivedOf(before.sent[i], after.sent[i])
+		found.Lost += sent - arrived
+		if sent > 0 && arrived == 0 {
+			found.Silent++
+		}
 		found.Twice += r.flow.twice
 		all.merge(&r.flow.delays)
 	}
