@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final
 
@@ -10,6 +11,8 @@ from zrc_relay.core.codes import ErrorCode
 
 MAX_ADDRESSES: Final = 16
 """Addresses in one list (PROTOCOL §5)."""
+REMEMBERED_HOSTS: Final = 4096
+"""Hosts whose text was taken apart lately, some 1 MB: who connects is asked for his address again and again."""
 
 
 class WireError(Exception):
@@ -61,14 +64,13 @@ class Address:
         if not 0 <= port <= 0xFFFF:
             msg = f"not a port: {port}"
             raise ValueError(msg)
-        return cls(str(_ip(host)), port)
+        return cls(_parsed(host)[0], port)
 
     def encode(self) -> bytes:
         """``family u8, ip, port u16``; one zero byte for none."""
         if not self.host:
             return b"\0"
-        parsed = _ip(self.host)
-        return bytes((parsed.version,)) + parsed.packed + self.port.to_bytes(2, "big")
+        return _parsed(self.host)[1] + self.port.to_bytes(2, "big")
 
     def __str__(self) -> str:
         if not self.host:
@@ -79,11 +81,13 @@ class Address:
 NO_ADDRESS: Final = Address()
 
 
-def _ip(host: str) -> IPv4Address | IPv6Address:
+@lru_cache(REMEMBERED_HOSTS)
+def _parsed(host: str) -> tuple[str, bytes]:
+    """The normal form of an IP address, and ``family u8, ip``; ``ValueError`` if ``host`` is none."""
     parsed = ip_address(host.partition("%")[0])
     if isinstance(parsed, IPv6Address) and parsed.ipv4_mapped is not None:
-        return parsed.ipv4_mapped
-    return parsed
+        parsed = parsed.ipv4_mapped
+    return str(parsed), bytes((parsed.version,)) + parsed.packed
 
 
 def pull_address(reader: Reader) -> Address:

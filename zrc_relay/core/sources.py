@@ -18,11 +18,14 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
 MAX_SOURCES: Final = 65_536
 """Sources remembered by each limiter: some 15 MB, and more than a core can shake hands with in a minute."""
+REMEMBERED_HOSTS: Final = 4096
+"""Hosts whose numbers are kept, less than 1 MB: each that connects is asked for several times."""
 IPV4_BITS: Final = 32
 IPV6_BITS: Final = 128
 IPV6_SOURCE_BITS: Final = 64
@@ -45,6 +48,7 @@ class Rate:
     seconds: int
 
 
+@lru_cache(REMEMBERED_HOSTS)
 def numeric(host: str) -> Numeric:
     """The IP address that ``host`` says as text, as a number; a scope id is passed over. ``ValueError`` if it is none."""
     if ":" not in host:

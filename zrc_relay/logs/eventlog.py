@@ -7,6 +7,7 @@ anything is formatted, because a flood can make as many events as it has packets
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 
 from twisted.logger import Logger
 
@@ -28,4 +29,10 @@ class EventLog:
             return
         if suppressed:
             fields["suppressed"] = suppressed
-        self._log.info(" ".join(("{event}", *(f"{key}={{{key}}}" for key in fields))), event=name, **fields)
+        self._log.info(_sentence(*fields), event=name, **fields)
+
+
+@lru_cache
+def _sentence(*fields: str) -> str:
+    """The format of a line with these fields: as many as there are kinds of event."""
+    return " ".join(("{event}", *(f"{field}={{{field}}}" for field in fields)))

@@ -30,7 +30,8 @@ MAX_ITEMS: Final = 100
 SUPPRESSED: Final = "suppressed"
 WORKER: Final = "worker"
 _BYTES: Final = re.compile(r"""\b(?:b|bytearray\(b)(['"])(?:\\.?|(?!\1)[^\\])*\1?""", re.DOTALL)
-_LONG: Final = re.compile(r"[0-9a-zA-Z_-]{64,}")
+SHORTEST_LONG: Final = 64
+_LONG: Final = re.compile(rf"[0-9a-zA-Z_-]{{{SHORTEST_LONG},}}")
 """A key in hexadecimal has 64 digits, a token in base64 has 240 letters; ids have 32, connection ids at most 40."""
 
 _IDS: Final = frozenset(("device", "allocation", "connection", "relay_id"))
@@ -85,6 +86,8 @@ def text_line(event: Event, suppressed: int = 0, worker: int | None = None) -> s
 
 def redact(text: str) -> str:
     """``text`` without what looks like bytes, a key or a token."""
+    if len(text) < SHORTEST_LONG and "'" not in text and '"' not in text:
+        return text  # neither can match, and nearly all fields end here
     return _LONG.sub("<long>", _BYTES.sub("<bytes>", text))
 
 
@@ -129,6 +132,8 @@ def _carried(event: Event) -> int:
 
 def _plain(value: object) -> object:
     """``value`` as JSON can have it; None when it is nothing to be shown, as bytes are."""
+    if type(value) is str:
+        return value[:MAX_TEXT]  # what nearly all are, and what would be looked at last
     match value:
         case None | bytes() | bytearray() | memoryview():
             plain: object = None
