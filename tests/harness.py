@@ -118,7 +118,7 @@ class Network:
     def _arrive(self, data: bytes, source: SocketAddress, to: SocketAddress) -> None:
         host = self.hosts.get(to)
         if host is not None and host.receiver is not None:
-            path: Path = (source, host)
+            path = Path(source, host)
             host.receiver.datagram_received(data, path)
             host.receiver.batch_done()
 

@@ -12,7 +12,7 @@ from tests.raw_quic import Initial, Raw, ScriptedClient, leftovers
 from zrc_relay.core import stun
 from zrc_relay.core.admission import AdmissionSettings
 from zrc_relay.quic.door import reply
-from zrc_relay.quic.udp import SocketAddress
+from zrc_relay.quic.udp import Path, SocketAddress
 
 
 class AmplificationTests(DoorTestCase):
@@ -142,7 +142,7 @@ class ReplyTests(SynchronousTestCase):
     def test_an_answer_of_three_times_the_size_goes_and_a_longer_one_does_not(self) -> None:
         world = World()
         client = Raw(world.network)
-        path = ("203.0.113.9", 999), world.network.hosts[RELAY_ADDRESS]
+        path = Path(("203.0.113.9", 999), world.network.hosts[RELAY_ADDRESS])
         for size in (0, 29, 30, 31, 1000):
             reply(10, bytes(size), path)
         world.run(0.1)

@@ -289,7 +289,7 @@ class TrainTests(SynchronousTestCase):
 
     def arrive(self, train: bytes, size: int) -> None:
         """A train from the device."""
-        self.scene.endpoint.train_received(train, size, (self.device.sockaddr, self.scene.network.hosts[RELAY_ADDRESS]))
+        self.scene.endpoint.train_received(train, size, Path(self.device.sockaddr, self.scene.network.hosts[RELAY_ADDRESS]))
         self.scene.endpoint.batch_done()
         self.scene.run(0.1)
 
@@ -304,7 +304,7 @@ class TrainTests(SynchronousTestCase):
         self.assertEqual(self.scene.relay.counters.channel_packets, 11)
 
     def test_what_was_read_before_it_leaves_before_it(self) -> None:
-        path = (self.device.sockaddr, self.scene.network.hosts[RELAY_ADDRESS])
+        path = Path(self.device.sockaddr, self.scene.network.hosts[RELAY_ADDRESS])
         first, train = self.device.on_channel(b"first"), [self.device.on_channel(b"%03d" % number) for number in range(5)]
         self.scene.endpoint.datagram_received(first, path)
         self.arrive(b"".join(train), 11)

@@ -28,7 +28,7 @@ from zrc_relay.core.channel import CHANNEL_HEADER
 from zrc_relay.core.codes import ErrorCode, Role
 from zrc_relay.core.counters import InputDrop
 from zrc_relay.core.relay import Policy
-from zrc_relay.quic.udp import SocketAddress
+from zrc_relay.quic.udp import Path, SocketAddress
 
 OPEN, CLOSE, CHANNEL, ERROR = 0x04, 0x06, 0x16, 0x1F
 ID = b"\xc1\xc2\xc3\xc4\xc5\xc6\xc7"
@@ -114,7 +114,7 @@ class CarryingTests(SynchronousTestCase):
         world, device, _ = scene()
         (channel_id,) = world.relay.channels
         mine, other = b"\x05" + channel_id + b"abcd", b"\x05" + bytes(7) + b"efgh"
-        path = (RELAY_ADDRESS, device.client.host)
+        path = Path(RELAY_ADDRESS, device.client.host)
         device.client.train_received(mine * 3 + mine[:10], 12, path)
         self.assertEqual(device.got, [b"abcd"] * 3 + [b"ab"])
         device.client.train_received(mine + other + bytes(12) + mine, 12, path)
@@ -141,7 +141,7 @@ class CarryingTests(SynchronousTestCase):
         size = len(packets[0])
         (channel_id,) = world.relay.channels
         beside = (b"\x05" + channel_id).ljust(size, b"x")
-        device.client.train_received(beside + packets[0], size, (RELAY_ADDRESS, device.client.host))
+        device.client.train_received(beside + packets[0], size, Path(RELAY_ADDRESS, device.client.host))
         device.client.batch_done()
         self.assertEqual((device.client.got, device.got), ([b"one"], [beside[8:]]))
 
@@ -208,7 +208,7 @@ class StrayTests(SynchronousTestCase):
         cut(world)
         device.client.send(b"unanswered")
         for _ in range(200):
-            device.client.datagram_received(b"\x05" + channel_id + b"x", (RELAY_ADDRESS, device.client.host))
+            device.client.datagram_received(b"\x05" + channel_id + b"x", Path(RELAY_ADDRESS, device.client.host))
             device.client.batch_done()
             world.run(0.01)
         self.assertIsInstance(device.client.error, ConnectionLost)
@@ -325,7 +325,7 @@ class LifeTests(SynchronousTestCase):
 
         device.channel.on_data = once
         packet = b"\x05" + channel_id + b"abcd"
-        device.client.train_received(packet * 3, len(packet), (RELAY_ADDRESS, device.client.host))
+        device.client.train_received(packet * 3, len(packet), Path(RELAY_ADDRESS, device.client.host))
         self.assertEqual(got, [b"abcd"])
 
     def test_it_ends_with_its_connection_and_with_its_error(self) -> None:

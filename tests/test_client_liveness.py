@@ -13,7 +13,7 @@ from tests.reconnecting import pending
 from zrc_relay.client import ConnectionLost
 from zrc_relay.client.vigil import Advice, Vigil
 from zrc_relay.core.relay import Policy
-from zrc_relay.quic.udp import SocketAddress
+from zrc_relay.quic.udp import Path, SocketAddress
 
 
 class VigilTests(SynchronousTestCase):
@@ -186,7 +186,7 @@ class StatelessResetTests(SynchronousTestCase):
         rng = random.Random(1)  # noqa: S311 - any will do
         for _ in range(100):
             for packet in (b"\x41" + rng.randbytes(42), b"\x41" + device.quic.own_ids[0] + rng.randbytes(34)):
-                device.datagram_received(packet, (RELAY_ADDRESS, device.host))
+                device.datagram_received(packet, Path(RELAY_ADDRESS, device.host))
         device.batch_done()
         peer.send(b"still there")
         world.run(0.1)

@@ -11,6 +11,7 @@ from zrc_relay.client.notices import MaxPayloadChanged, NoticeEvent, PeerJoined,
 from zrc_relay.core.codes import ErrorCode, Role
 from zrc_relay.core.relay import Policy
 from zrc_relay.core.token import RelayToken
+from zrc_relay.quic.link import PROBE_DELAY
 from zrc_relay.quic.udp import SocketAddress
 
 FIRST_UNIDIRECTIONAL = 7
@@ -105,7 +106,7 @@ class CurrentTests(SynchronousTestCase):
         self.assertEqual((superseded(self.old), superseded(self.new)), (1, 1))
 
     def test_the_word_that_it_lost_egress_gives_it_back_to_a_newer_one_that_is_there(self) -> None:
-        self.sides.run(1.1)
+        self.sides.run(PROBE_DELAY + 1.1)  # it acknowledges the relay's probe, and is silent from there
         self.old.send(b"")
         self.sides.run(0.1)
         self.assertEqual(self.sides.who_gets(b"x", self.old, self.new), [1], "its acknowledgement was heard")

@@ -15,7 +15,7 @@ from zrc_relay.core.counters import Handshake, InputDrop
 from zrc_relay.quic import endpoint as endpoint_module
 from zrc_relay.quic.endpoint import RETIRED_ID_LIFETIME
 from zrc_relay.quic.settings import EndpointSettings
-from zrc_relay.quic.udp import SocketAddress
+from zrc_relay.quic.udp import Path, SocketAddress
 
 UNKNOWN_VERSION = 0x1A2A3A4A
 
@@ -415,7 +415,18 @@ class BatchTests(SynchronousTestCase):
         self.patch(second, "receive_batch", look)
         world.network.record = True
         for data, source in arrived:
-            world.endpoint.datagram_received(data, (source, relay))
+            world.endpoint.datagram_received(data, Path(source, relay))
         world.endpoint.batch_done()
         self.assertEqual(before, [[pairs[0][1].host.sockaddr]])
         self.assertEqual(world.network.sent[-1][2], pairs[1][1].host.sockaddr)
+
+    def test_what_is_due_when_a_batch_ends_does_not_wait_for_the_reactor(self) -> None:
+        world = World()
+        device, _ = world.pair()
+        world.run(1.0)
+        device.send(bytes(1000))
+        world.run(0.006)  # it has arrived, and its acknowledgement may wait a little
+        world.network.record = True
+        world.clock.rightNow += 0.1  # and nothing was called in that time
+        world.endpoint.batch_done()
+        self.assertIn(device.host.sockaddr, [to for _, _, to in world.network.sent])

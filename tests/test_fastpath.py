@@ -20,14 +20,21 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.harness import certificate
 from tests.properties.settings import EXAMPLES
 from tests.raw_quic import varint
+from zrc_relay.quic.congestion import Congestion, Pacer
 from zrc_relay.quic.connection import MAX_DATAGRAM_FRAME, Connection
 from zrc_relay.quic.egress import EgressQueue
 from zrc_relay.quic.fastpath import FastPath
 from zrc_relay.quic.ids import CONNECTION_ID_SIZE, ConnectionIds
+from zrc_relay.quic.onertt import PathState
 
 HOME: Final = (("198.51.100.7", 1000), None)
 ELSEWHERE: Final = (("203.0.113.9", 2000), None)
 TICK: Final = 0.01
+ESTIMATES: Final = (
+    "last_eliciting_at", "max_ack_delay", "pto_count", "rtt_first_sample_at", "rtt_initialized", "rtt_latest", "rtt_min",
+    "rtt_smoothed", "rtt_variance",
+)
+"""What ``PathState`` holds beside congestion control and pacer."""
 
 
 class Source:
@@ -79,16 +86,23 @@ def shake_hands(client: QuicConnection, server: Connection, now: float) -> None:
             pass
 
 
+def path_of(quic: Connection) -> PathState:
+    """What a connection knows of its path."""
+    found: PathState = vars(quic)["_recovery"].path
+    return found
+
+
 def transplant(source: Connection, target: Connection) -> None:
     """Make ``target`` the same connection as ``source``: keys, ids, packet numbers, estimates."""
     keys, other = vars(source)["_keys"], vars(target)["_keys"]
     for mine, theirs in ((other.recv, keys.recv), (other.send, keys.send)):
         mine.setup(cipher_suite=theirs.cipher_suite, secret=theirs.secret, version=theirs.version)
     for name in (
-        "_host_cids", "host_cid", "_packet_number", "_close_at", "_spin_bit", "_spin_highest_pn", "_host_cid_seq", "acks_sent",
+        "_host_cids", "host_cid", "_packet_number", "_close_at", "_spin_bit", "_spin_highest_pn", "_host_cid_seq",
     ):
-        value = vars(source)[name]
-        vars(target)[name] = list(value) if isinstance(value, list) else value
+        value = getattr(source, name)
+        setattr(target, name, list(value) if isinstance(value, list) else value)
+    target.one_rtt.acks_sent = source.one_rtt.acks_sent
     vars(target)["_peer_cid"] = replace(vars(source)["_peer_cid"])
     vars(target)["_peer_cid_available"] = [replace(spare) for spare in vars(source)["_peer_cid_available"]]
     mine, theirs = (vars(end)["_spaces"][Epoch.ONE_RTT] for end in (target, source))
@@ -104,25 +118,19 @@ def transplant(source: Connection, target: Connection) -> None:
         space.sent_packets.clear()
         space.ack_at = space.loss_time = None
         space.ack_eliciting_in_flight = 0
-    loss, estimates = vars(target)["_loss"], vars(vars(source)["_loss"])
-    for name, value in estimates.items():
-        if name.startswith(("_rtt", "_pto", "_time")):
-            setattr(loss, name, value)
     for end in (source, target):
-        congestion, pacer = vars(end)["_loss"]._cc, vars(end)["_loss"]._pacer  # noqa: SLF001 - what the two are compared by
-        congestion.bytes_in_flight = 0
-        congestion.congestion_window = 12_320
-        congestion.ssthresh = None
-        vars(congestion)["_rtt_monitor"] = type(vars(congestion)["_rtt_monitor"])()
-        vars(pacer).update(bucket_max=0.0, bucket_time=0.0, evaluation_time=0.0, packet_time=None)
+        path = path_of(end)
+        path.congestion, path.pacer = Congestion(max_datagram_size=1232), Pacer(max_datagram_size=1232)
+    for name in ESTIMATES:
+        setattr(path_of(target), name, getattr(path_of(source), name))
 
 
 def state(quic: Connection, now: float) -> dict[str, Any]:
     """Everything that loss recovery, acknowledgement and the idle timer know."""
     private = vars(quic)
-    space, loss = private["_spaces"][Epoch.ONE_RTT], private["_loss"]
-    found = {name: value for name, value in vars(loss).items() if name.startswith(("_rtt", "_pto", "_time"))}
-    found |= {name: private[name] for name in ("_packet_number", "_close_at", "_spin_bit", "_spin_highest_pn", "_state")}
+    space, path = private["_spaces"][Epoch.ONE_RTT], path_of(quic)
+    found = {name: getattr(path, name) for name in ESTIMATES}
+    found |= {name: getattr(quic, name) for name in ("_packet_number", "_close_at", "_spin_bit", "_spin_highest_pn", "_state")}
     for name in ("expected_packet_number", "largest_received_packet", "largest_acked_packet", "ack_eliciting_in_flight"):
         found[name] = getattr(space, name)
     found["loss_time"] = space.loss_time
@@ -132,15 +140,16 @@ def state(quic: Connection, now: float) -> dict[str, Any]:
         (number, packet.sent_time, packet.sent_bytes, packet.in_flight, packet.is_ack_eliciting)
         for number, packet in space.sent_packets.items()
     ]
-    found["congestion"] = (loss._cc.congestion_window, loss._cc.bytes_in_flight, loss._cc.ssthresh)  # noqa: SLF001
-    loss._pacer.update_bucket(now=now)  # noqa: SLF001 - what it holds is worked out when somebody asks
-    found["pacer"] = {name: value for name, value in vars(loss._pacer).items() if name != "evaluation_time"}  # noqa: SLF001
+    congestion, pacer = path.congestion, path.pacer
+    found["congestion"] = (congestion.congestion_window, congestion.bytes_in_flight, congestion.ssthresh)
+    pacer.update_bucket(now)  # what it holds is worked out when somebody asks
+    found["pacer"] = (pacer.bucket_max, pacer.bucket_time, pacer.packet_time)
     found["phase"] = (private["_keys"].recv.key_phase, private["_keys"].updates)
     found["paths"] = [
         (path.addr, path.is_validated, path.bytes_sent if not path.is_validated else 0, path.validation_deadline)
         for path in private["_network_paths"]
     ]
-    found["pacing"] = private["_pacing_at"]
+    found["pacing"] = quic.one_rtt.pacing_at
     return found
 
 
@@ -285,7 +294,7 @@ class DifferentialTests(SynchronousTestCase):
         sent, expected = twins.leave()
         for server in (twins.short, twins.general):
             if not server.egress:
-                vars(server)["_pacing_at"] = None  # aioquic would wake up for nothing
+                server.one_rtt.pacing_at = None  # aioquic would wake up for nothing
         self.assertEqual(len(sent), len(expected))
         self.assertEqual(sent, expected)
         self.assertEqual(state(twins.short, twins.now), state(twins.general, twins.now))

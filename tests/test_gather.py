@@ -1,106 +1,117 @@
-"""Packets gather while the relay is busy, and only then."""
+"""Packets gather where they come densely, and only there."""
 
 from __future__ import annotations
 
 import socket
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.harness import World
+from tests.harness import RELAY_ADDRESS, World
 from tests.real_relay import eventually
 from tests.test_udp import Collector, UdpCase
 from zrc_relay.quic import endpoint as endpoint_module
-from zrc_relay.quic.gather import BUSY, LONG, WINDOW, Gather
+from zrc_relay.quic.gather import PACKETS, SLACK, WINDOW, WORTH, Gather
 from zrc_relay.quic.settings import EndpointSettings
+from zrc_relay.quic.udp import MAX_STAY, SMALL_BATCH, Path
 
-PAUSE = 0.0001
-SHORT = LONG / 4
+PAUSE = 0.0005
+DENSE = PACKETS / PAUSE
+"""Packets a second of which just so many come within ``PAUSE`` as are worth a wake-up."""
 
 
 class Machine:
-    """A clock that stands still but for what is worked, slept and waited."""
+    """A clock that stands still but for what is worked, slept and waited; packets come at ``rate`` a second."""
 
     def __init__(self, pause: float = PAUSE) -> None:
         self.time = 100.0
         self.slept: list[float] = []
         self.gather = Gather(pause, now=lambda: self.time, sleep=self._sleep)
+        self._read_until = self.time
 
     def _sleep(self, seconds: float) -> None:
         self.slept.append(seconds)
-        self.time += seconds
+        self.time += seconds + SLACK
 
-    def batch(self, work: float, idle: float = 0.0) -> None:
-        """One batch that takes ``work`` seconds, ``idle`` seconds after the one before."""
-        self.time += idle
+    def batch(self, rate: float, work: float = 0.0) -> int:
+        """One batch: a packet is there, and what has come by the time that it is read; it takes ``work`` seconds."""
+        self.time = max(self.time, self._read_until + 1 / rate)
         self.gather.begin()
+        packets = int((self.time - self._read_until) * rate + 1e-6)
+        self._read_until += packets / rate
         self.time += work
-        self.gather.end()
+        self.gather.end(packets)
+        return packets
 
-    def run(self, share: float, *, seconds: float = 2 * WINDOW) -> None:
-        """Batches that take ``SHORT`` each, and ``share`` of the time."""
+    def run(self, rate: float, work: float = 0.0, *, seconds: float = 3 * WINDOW) -> list[int]:
+        """The sizes of the batches in so many seconds."""
         end = self.time + seconds
+        sizes = []
         while self.time < end:
-            self.batch(SHORT, SHORT / share - SHORT)
+            sizes.append(self.batch(rate, work))
+        return sizes
 
 
 class GatherTests(SynchronousTestCase):
-    """A busy relay reads more at a time (docs/performance.md)."""
+    """Where packets come densely, batches are held apart (docs/performance.md)."""
 
-    def test_a_relay_that_is_busy_waits_before_each_batch(self) -> None:
+    def test_as_many_gather_as_are_worth_a_wake_up_and_no_more(self) -> None:
+        for rate in (DENSE, 2 * DENSE, 4 * DENSE):
+            machine = Machine()
+            machine.run(rate)
+            sizes = machine.run(rate)
+            self.assertEqual(set(sizes[2:]) - {PACKETS - 1, PACKETS, PACKETS + 1}, set(), rate)
+
+    def test_none_waits_longer_than_it_may(self) -> None:
         machine = Machine()
-        machine.run(0.9)
+        machine.run(DENSE * 0.7)
         machine.slept.clear()
-        for _ in range(3):
-            machine.batch(SHORT)
-        self.assertEqual(machine.slept, [PAUSE] * 3)
+        sizes = machine.run(DENSE * 0.7)
+        self.assertGreater(min(sizes), 1)
+        self.assertLessEqual(max(machine.slept) + SLACK, PAUSE)
 
-    def test_one_that_is_not_reads_at_once(self) -> None:
+    def test_where_too_few_would_gather_each_is_read_at_once(self) -> None:
         machine = Machine()
-        machine.run(BUSY - 0.1, seconds=5 * WINDOW)
+        self.assertEqual(set(machine.run(0.9 * WORTH / PAUSE)), {1})
+        self.assertEqual(machine.slept, [])
+        self.assertFalse(machine.gather.is_dense)
+
+    def test_the_time_for_the_work_on_a_batch_is_not_waited_again(self) -> None:
+        machine = Machine()
+        machine.run(DENSE, work=PAUSE / 2)
+        machine.slept.clear()
+        machine.run(DENSE, work=PAUSE / 2)
+        self.assertLessEqual(max(machine.slept) + SLACK, PAUSE / 2 + 1e-9)
+
+    def test_who_works_longer_than_that_does_not_wait_at_all(self) -> None:
+        machine = Machine()
+        machine.run(DENSE, work=PAUSE)
+        machine.slept.clear()
+        machine.run(DENSE, work=PAUSE)
         self.assertEqual(machine.slept, [])
 
-    def test_what_is_waited_is_not_work(self) -> None:
-        machine = Machine(SHORT)
-        machine.run(1.0)
-        machine.slept.clear()
-        end = machine.time + 2 * WINDOW
-        while machine.time < end and len(machine.slept) < 1000:
-            machine.batch(SHORT / 2)  # a third of the time is work then, the rest is waiting
-        share = sum(machine.slept) / (2 * WINDOW)
-        # Two thirds in one window, and none in the next.
-        self.assertTrue(0.2 < share < 0.5, f"it has waited for {share:.0%} of the time")
-
-    def test_it_stops_when_there_is_less_to_do(self) -> None:
+    def test_it_stops_when_less_comes(self) -> None:
         machine = Machine()
-        machine.run(0.9)
-        machine.run(0.3)
+        machine.run(DENSE)
+        self.assertTrue(machine.gather.is_dense)
+        machine.run(WORTH / PAUSE / 2)
         machine.slept.clear()
-        machine.batch(SHORT)
+        machine.run(WORTH / PAUSE / 2)
         self.assertEqual(machine.slept, [])
 
-    def test_after_a_batch_that_took_long_the_next_is_read_at_once(self) -> None:
+    def test_after_a_silence_the_first_packet_is_read_at_once(self) -> None:
         machine = Machine()
-        machine.run(0.9)
+        machine.run(DENSE)
+        machine.time += 10 * WINDOW
         machine.slept.clear()
-        machine.batch(LONG)
-        machine.batch(SHORT)
-        self.assertEqual(machine.slept, [PAUSE])
-        machine.batch(SHORT)
-        self.assertEqual(machine.slept, [PAUSE] * 2)
-
-    def test_a_long_silence_counts_as_idle(self) -> None:
-        machine = Machine()
-        machine.run(0.9)
-        machine.batch(SHORT, 10 * WINDOW)
-        machine.slept.clear()
-        machine.batch(SHORT)
+        machine.batch(DENSE)
         self.assertEqual(machine.slept, [])
 
     def test_zero_is_never(self) -> None:
         machine = Machine(0.0)
-        machine.run(1.0)
+        machine.run(100 * DENSE)
         self.assertEqual(machine.slept, [])
 
 
@@ -115,8 +126,12 @@ class Noted:
     def begin(self) -> None:
         self.asked.append("begin")
 
-    def end(self) -> None:
-        self.asked.append("end")
+    def end(self, packets: int) -> None:
+        self.asked.append(f"end of {packets}")
+
+    @property
+    def is_dense(self) -> bool:
+        return True
 
 
 class EndpointGatherTests(SynchronousTestCase):
@@ -134,11 +149,14 @@ class EndpointGatherTests(SynchronousTestCase):
 
     def test_each_batch_begins_and_ends_once(self) -> None:
         endpoint = self.world.endpoint
-        for _ in range(2):
+        for size in (2, 1):
             endpoint.batch_begins()
+            for _ in range(size):
+                endpoint.datagram_received(b"", Path(RELAY_ADDRESS, self.world.network.hosts[RELAY_ADDRESS]))
             endpoint.batch_done()
-        self.assertEqual([each.asked for each in self.made], [["begin", "end"] * 2])
+        self.assertEqual([each.asked for each in self.made], [["begin", "end of 2", "begin", "end of 1"]])
         self.assertEqual(self.made[0].seconds, PAUSE)
+        self.assertTrue(endpoint.stays())
 
     def test_a_reload_changes_it_from_the_next_batch_on(self) -> None:
         endpoint = self.world.endpoint
@@ -152,27 +170,60 @@ class EndpointGatherTests(SynchronousTestCase):
 
 
 class Patient(Collector):
-    """A receiver that puts a packet on its way before it lets the port read."""
+    """A receiver that puts packets on their way before it lets the port read: ``more`` for each of ``rounds`` batches."""
 
-    def __init__(self, late: socket.socket) -> None:
+    def __init__(self, late: socket.socket, *, rounds: int = 1, more: int = 1, stays: bool = False) -> None:
         super().__init__()
         self.late = late
         self.to = ("127.0.0.1", 0)
+        self.rounds = rounds
+        self.more = more
+        self.is_staying = stays
+        self.turns: list[int] = []
+        """How many batches there were when the reactor had its turn."""
 
     def batch_begins(self) -> None:
-        if not self.got:
-            self.late.sendto(b"late", self.to)
+        if self.rounds:
+            self.rounds -= 1
+            for _ in range(self.more):
+                self.late.sendto(b"late", self.to)
+
+    def stays(self) -> bool:
+        return self.is_staying
 
 
 class PortGatherTests(UdpCase):
-    """What arrives while packets gather is read with them, in one batch."""
+    """What arrives while packets gather is read with them, in one batch; while batches are held apart the port stays."""
 
-    async def test_a_packet_that_comes_while_the_receiver_waits_is_of_the_same_batch(self) -> None:
+    async def patient(self, **options: Any) -> Patient:
         sender = self.plain("127.0.0.1")
-        receiver = Patient(sender)
+        receiver = Patient(sender, **options)
         port = self.listen("127.0.0.1", receiver)
         receiver.to = ("127.0.0.1", port.local.port)
+        read = port.doRead
+
+        def turn() -> None:
+            read()
+            receiver.turns.append(len(receiver.batches))
+
+        self.patch(port, "doRead", turn)
         sender.sendto(b"early", receiver.to)
-        await eventually(lambda: receiver.batches, "the batch")
+        await eventually(lambda: receiver.turns, "the batch")
+        return receiver
+
+    async def test_a_packet_that_comes_while_the_receiver_waits_is_of_the_same_batch(self) -> None:
+        receiver = await self.patient()
         self.assertEqual([data for data, _ in receiver.got], [b"early", b"late"])
-        self.assertEqual(receiver.batches[0], 2)
+        self.assertEqual((receiver.batches, receiver.turns), ([2], [1]))
+
+    async def test_the_next_batch_is_read_without_a_turn_of_the_reactor_but_not_for_ever(self) -> None:
+        receiver = await self.patient(rounds=10, stays=True)
+        self.assertEqual((receiver.batches, receiver.turns), ([2, 1, 1, 1], [MAX_STAY]))
+
+    async def test_it_stays_no_longer_than_there_is_something(self) -> None:
+        receiver = await self.patient(rounds=2, stays=True)
+        self.assertEqual(receiver.batches, [2, 1, 0])
+
+    async def test_a_large_batch_is_worth_a_turn(self) -> None:
+        receiver = await self.patient(rounds=1, more=SMALL_BATCH, stays=True)
+        self.assertEqual((sum(receiver.batches), receiver.turns), (SMALL_BATCH + 1, [1]))

@@ -10,6 +10,7 @@ from tests.relay_view import cut_off, lossy, relay_end
 from zrc_relay.client.notices import PeerLeft
 from zrc_relay.core.codes import ErrorCode, Role
 from zrc_relay.core.relay import Policy
+from zrc_relay.quic.udp import Path
 
 IDLE_TIMEOUT = 30.0
 """``quic_idle_timeout`` of the scenes, in seconds."""
@@ -147,8 +148,9 @@ class DeadTests(SynchronousTestCase):
         cut_off(world, device)
         gone = world.now()
         while PeerLeft() not in peer.notices:
+            path = Path(device.host.sockaddr, device.host)
             for connection_id in end.quic.own_ids:
-                world.endpoint.datagram_received(b"\x41" + connection_id + world.random(100), (device.host.sockaddr, device.host))
+                world.endpoint.datagram_received(b"\x41" + connection_id + world.random(100), path)
             world.endpoint.batch_done()
             world.run(1)
             self.assertLess(world.now() - gone, IDLE_TIMEOUT + 1.5)

@@ -174,12 +174,13 @@ class OthersErrorTests(IsolationCase):
     """R5.6: an exception in what one client's packet makes the relay do to *another* connection ends that other one."""
 
     def test_when_a_payload_is_queued_for_it(self) -> None:
-        self.patch(self.connection.quic, "send_payloads", explode)
+        self.patch(self.connection.quic.egress, "extend", explode)
         self.peer.send_datagram(b"for the device")
         self.check(closed=self.device, unharmed=self.peer)
 
     def test_when_a_payload_is_queued_for_it_that_does_not_fit(self) -> None:
         self.patch(vars(self.connection)["_oversize"], "push", explode)
+        self.patch(self.connection, "_max_payload", 0)
         self.patch(self.connection.quic, "send_payloads", lambda payloads, _: payloads)
         self.peer.send_datagram(b"for the device")
         self.check(closed=self.device, unharmed=self.peer)

@@ -18,7 +18,7 @@ from zrc_relay.core.relay import Policy
 from zrc_relay.quic.connection import Connection
 from zrc_relay.quic.keyphase import KeyPair
 from zrc_relay.quic.paths import KEY_UPDATE_PACKETS
-from zrc_relay.quic.udp import SocketAddress
+from zrc_relay.quic.udp import Path, SocketAddress
 
 
 class Scene:
@@ -98,7 +98,7 @@ class ByCountTests(SynchronousTestCase):
         quic = scene.ends[0]
         for _ in range(500):
             scene.talk(1, rest=0)
-            sealed[quic.key_updates] = vars(quic)["_packet_number"]
+            sealed[quic.key_updates] = quic.one_rtt.packet_number
         numbers = [sealed[key] for key in sorted(sealed)]
         spans = [after - before for before, after in pairwise(numbers)]
         self.assertGreater(len(spans), 10)
@@ -207,7 +207,7 @@ class ByTheClientTests(SynchronousTestCase):
         scene = Scene()
         scene.talk(30)
         for quic in scene.ends:
-            quic.key_update_packets = vars(quic)["_packet_number"] + 60
+            quic.key_update_packets = quic.one_rtt.packet_number + 60
         scene.device.quic.request_key_update()
         scene.talk(5)
         self.assertEqual([quic.key_updates for quic in scene.ends], [1, 0])
@@ -266,7 +266,7 @@ class OldKeysTests(SynchronousTestCase):
         (data, source, _), host = self.held[0], self.scene.device.host
         for position in range(9, len(data)):
             changed = data[:position] + bytes((data[position] ^ 0x04,)) + data[position + 1 :]
-            world.endpoint.datagram_received(changed, (source, host))
+            world.endpoint.datagram_received(changed, Path(source, host))
         world.endpoint.batch_done()
         world.run(0.1)
         self.assertEqual(self.scene.peer.got, before)

@@ -13,7 +13,7 @@ from zrc_relay.client.errors import AllocationIdle, ConnectFailed, ConnectionLos
 from zrc_relay.client.notices import MaxPayloadChanged, NoticeEvent, PeerJoined, PeerLeft, RelayDraining
 from zrc_relay.core.codes import ErrorCode, Role
 from zrc_relay.core.wire import Address
-from zrc_relay.quic.udp import SocketAddress
+from zrc_relay.quic.udp import Path, SocketAddress
 
 
 def heard(client: TestClient) -> list[NoticeEvent]:
@@ -100,7 +100,7 @@ class EndOfLifeTests(SynchronousTestCase):
         world = World()
         device, _ = world.pair()
         for _ in range(100):
-            device.datagram_received(b"\x41" + world.random(60), (RELAY_ADDRESS, device.host))
+            device.datagram_received(b"\x41" + world.random(60), Path(RELAY_ADDRESS, device.host))
             device.batch_done()
         self.assertFalse(device.is_closed)
 

@@ -14,6 +14,7 @@ from tests.raw_quic import Initial, Raw, ScriptedClient
 from tests.real_relay import Setup, reactor
 from zrc_relay.config import load_config
 from zrc_relay.core.codes import Role
+from zrc_relay.engine import Surroundings
 from zrc_relay.quic.link import RelayConnection
 from zrc_relay.tap import RelayProcess
 
@@ -123,7 +124,7 @@ class FrozenTests(TestCase):
 
     async def test_a_relay_process_freezes_what_is_there_when_it_has_started(self) -> None:
         setup = Setup(self)
-        service = RelayProcess(load_config(path=setup.made.config, environ={}, options={}), reactor)
+        service = RelayProcess(load_config(path=setup.made.config, environ={}, options={}), Surroundings(reactor))
         self.addCleanup(gc.unfreeze)
         before = gc.get_freeze_count()
         service.startService()

@@ -287,7 +287,7 @@ class MisroutedTests(WorldTestCase):
         self.counters = self.world.relays[0].counters
 
     def way(self) -> Path:
-        return self.device.host.sockaddr, self.world.network.hosts[self.world.own_address(0)]
+        return Path(self.device.host.sockaddr, self.world.network.hosts[self.world.own_address(0)])
 
     def misrouted(self) -> int:
         return self.counters.input_dropped[InputDrop.MISROUTED]

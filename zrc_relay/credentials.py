@@ -15,7 +15,6 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
-from zrc_relay.quic.congestion import CONGESTION_CONTROL
 from zrc_relay.quic.connection import ALPN, MAX_DATAGRAM_FRAME
 from zrc_relay.quic.settings import Credentials
 from zrc_relay.quic.stateless import SUPPORTED_VERSIONS
@@ -63,7 +62,6 @@ def make_credentials(
         certificate=certificates[0],
         certificate_chain=list(certificates[1:]),
         private_key=key,
-        congestion_control_algorithm=CONGESTION_CONTROL,
         idle_timeout=idle_timeout,
         max_datagram_frame_size=MAX_DATAGRAM_FRAME,
         max_datagram_size=udp_payload,

@@ -19,6 +19,7 @@ from tests.harness import RELAY_ADDRESS, World
 from tests.raw_quic import Initial, Raw, leftovers
 from zrc_relay.core.admission import UNLIMITED, AdmissionSettings
 from zrc_relay.core.sources import Rate
+from zrc_relay.quic.udp import Path
 
 INITIALS: Final = 10_000
 MAX_EACH: Final = 1.0
@@ -65,7 +66,7 @@ def cost(limits: AdmissionSettings, packets: list[bytes]) -> tuple[float, dict[s
     """Milliseconds of CPU for each of the packets, all that follows from them included, and what is left of them."""
     world = World(limits=limits)
     stranger = Raw(world.network)
-    path = ("203.0.113.9", 999), world.network.hosts[RELAY_ADDRESS]
+    path = Path(("203.0.113.9", 999), world.network.hosts[RELAY_ADDRESS])
     began = time.process_time()
     for number, packet in enumerate(packets, start=1):
         world.endpoint.datagram_received(packet, path)

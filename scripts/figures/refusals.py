@@ -22,6 +22,7 @@ from zrc_relay.core.sources import Rate
 from zrc_relay.core.wire import Address
 from zrc_relay.logs.eventlog import EventLog
 from zrc_relay.quic.stateless import initial_close, parse_long_header
+from zrc_relay.quic.udp import Path
 from zrc_relay.securitylog import SecurityLog
 
 ATTEMPTS: Final = 4000
@@ -89,7 +90,7 @@ def attempt_cost(limits: AdmissionSettings, lists: AccessLists, make: Callable[[
         log = SecurityLog(EventLog(world.now), now=world.now, wall=world.wall)
         vars(world.relay)["_observer"] = log
         packets = make(world)
-        path = ("127.1.2.3", 4000), Nowhere()
+        path = Path(("127.1.2.3", 4000), Nowhere())
         began = time.process_time()
         for packet in packets:
             world.endpoint.datagram_received(packet, path)
@@ -126,7 +127,7 @@ def with_bad_tokens(world: World) -> list[bytes]:
 def with_tokens(world: World) -> list[bytes]:
     """Initials with a good token, of a source that has used up its rate."""
     back = Nowhere()
-    path = ("127.1.2.3", 4000), back
+    path = Path(("127.1.2.3", 4000), back)
     made = []
     for packet in plain(world):
         world.endpoint.datagram_received(packet, path)

@@ -133,7 +133,7 @@ class Stage:
         world = self.world
         self.inputs += 1
         relay = world.network.hosts[RELAY_ADDRESS]
-        path: Path = (self.stranger.sockaddr, relay)
+        path = Path(self.stranger.sockaddr, relay)
         world.endpoint.datagram_received(data, path)
         world.endpoint.batch_done()
         self.came += len(data)

@@ -59,7 +59,7 @@ class LocalPort:
         address = resolve(target)
         made = cls(reactor, "::" if len(address) == 4 else "0.0.0.0", 0, on_payload)  # noqa: S104 - strangers are ignored
         made._only_from = address
-        made._program = (address, made._udp.default_origin)
+        made._program = Path(address, made._udp.default_origin)
         return made
 
     @property

@@ -97,7 +97,7 @@ class ClientConnection:
         first = bytes((routing_byte(identity.token.allocation_id),)) if identity is not None else random(1)
         self.quic.set_first_destination_id(first + random(8))
         self._driver = Driver(
-            self.quic, (remote, sender), clock=clock, now=now, pump=self._pump, handle=self._handle, lost=self._lost
+            self.quic, Path(remote, sender), clock=clock, now=now, pump=self._pump, handle=self._handle, lost=self._lost
         )
         self._control = Control(self.quic, identity, tell=self._told, wake=self._driver.flush_soon)
         self._outbox = Outbox(self.quic, self._tally)
@@ -105,7 +105,7 @@ class ClientConnection:
         self._streams = Streams(self.quic, deliver=self._inbox.deliver, wake=self._driver.flush_soon)
         self._streams.on_stream = on_stream
         self._channel_end = ChannelEnd(
-            self._control, self._driver, (remote, sender), room=self._room_beside, tally=self._tally
+            self._control, self._driver, Path(remote, sender), room=self._room_beside, tally=self._tally
         )
 
     # -- for users

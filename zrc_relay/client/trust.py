@@ -8,7 +8,6 @@ from pathlib import Path
 
 from aioquic.quic.configuration import QuicConfiguration
 
-from zrc_relay.quic.congestion import CONGESTION_CONTROL
 from zrc_relay.quic.connection import ALPN, MAX_DATAGRAM_FRAME
 from zrc_relay.quic.stateless import SUPPORTED_VERSIONS
 
@@ -51,7 +50,6 @@ class Trust:
         configuration = QuicConfiguration(
             is_client=True,
             alpn_protocols=[ALPN],
-            congestion_control_algorithm=CONGESTION_CONTROL,
             idle_timeout=IDLE_TIMEOUT,
             max_datagram_frame_size=MAX_DATAGRAM_FRAME,
             max_datagram_size=UDP_PAYLOAD,

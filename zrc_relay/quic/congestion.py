@@ -2,7 +2,7 @@
 
 Theory of operation
 -------------------
-``Congestion`` is aioquic's NewReno, with two additions:
+``Congestion`` is NewReno (RFC 9002 §7), which leaves slow start early when the RTT grows (HyStart), with two additions:
 
 * **Probes.** A packet larger than the datagram size in use is a probe of the path's MTU; its loss says nothing about congestion.
 * **Black holes.** A packet above the base size that is lost is evidence that the path no longer carries its size, unless a packet
@@ -17,17 +17,14 @@ call. aioquic's own allows sixteen packets, then asks for a timer for each one.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final
+from typing import Any, Final
 
-from aioquic.quic.congestion.base import register_congestion_control
-from aioquic.quic.congestion.reno import RenoCongestionControl
-from aioquic.quic.packet_builder import QuicSentPacket
-from aioquic.quic.recovery import QuicPacketPacer
-
-CONGESTION_CONTROL: Final = "zrc-reno"
-"""Name under which ``Congestion`` is registered, for ``QuicConfiguration.congestion_control_algorithm``."""
 BLACK_HOLE_LOSSES: Final = 6
 """Packets above the base size lost in a row, none as large arriving between them, that make a black hole (RFC 8899 §4.3)."""
+INITIAL_WINDOW: Final = 10
+"""Datagrams (RFC 9002 §7.2)."""
+MINIMUM_WINDOW: Final = 2
+"""Datagrams, likewise."""
 PACING_GAIN: Final = 1.25
 """How much faster than one congestion window per smoothed RTT packets may leave (RFC 9002 §7.7)."""
 BURST_TIME: Final = 0.002
@@ -36,29 +33,125 @@ MIN_BURST_PACKETS: Final = 10
 """Packets that may leave at once whatever the rate: the initial window (RFC 9002 §7.2)."""
 MAX_BURST_PACKETS: Final = 64
 """Packets that may leave at once at most: what one system call takes."""
+RTT_SAMPLES: Final = 5
+"""Samples that the RTT is judged by, and times that it must seem to have grown, before slow start is left."""
+RTT_SAMPLE_INTERVAL: Final = 0.001
+"""Seconds between two of them."""
 _MIN_RTT: Final = 1e-6
 _MIN_PACKET_TIME: Final = 1e-6
 _MAX_PACKET_TIME: Final = 1.0
 
 
-class Pacer(QuicPacketPacer):
-    """See the module's docstring. ``packet_time`` is the seconds that a full packet costs, None before an RTT is known."""
+class Pacer:
+    """See the module's docstring. ``packet_time`` is the seconds that a full packet costs, None before an RTT is known.
+
+    ``bucket_time`` is what may leave at once, in seconds, as of ``evaluation_time``; ``bucket_max`` bounds it.
+    """
+
+    __slots__ = ("bucket_max", "bucket_time", "evaluation_time", "max_datagram_size", "packet_time")
+
+    def __init__(self, *, max_datagram_size: int) -> None:
+        self.max_datagram_size = max_datagram_size
+        self.bucket_max = 0.0
+        self.bucket_time = 0.0
+        self.evaluation_time = 0.0
+        self.packet_time: float | None = None
 
     def update_rate(self, congestion_window: int, smoothed_rtt: float) -> None:
         """Pace for a window in bytes and an RTT in seconds."""
-        size = self._max_datagram_size
-        wanted = size * max(smoothed_rtt, _MIN_RTT) / (PACING_GAIN * congestion_window)
-        packet_time = self.packet_time = min(max(wanted, _MIN_PACKET_TIME), _MAX_PACKET_TIME)
-        burst = self.bucket_max = min(max(BURST_TIME, MIN_BURST_PACKETS * packet_time), MAX_BURST_PACKETS * packet_time)
-        self.bucket_time = min(self.bucket_time, burst)
+        rtt = smoothed_rtt if smoothed_rtt > _MIN_RTT else _MIN_RTT
+        packet_time = self.max_datagram_size * rtt / (PACING_GAIN * congestion_window)
+        if packet_time < _MIN_PACKET_TIME:
+            packet_time = _MIN_PACKET_TIME
+        elif packet_time > _MAX_PACKET_TIME:
+            packet_time = _MAX_PACKET_TIME
+        self.packet_time = packet_time
+        burst = MIN_BURST_PACKETS * packet_time
+        if burst < BURST_TIME:
+            burst = BURST_TIME
+        most = MAX_BURST_PACKETS * packet_time
+        if burst > most:
+            burst = most
+        self.bucket_max = burst
+        if self.bucket_time > burst:
+            self.bucket_time = burst
+
+    def update_bucket(self, now: float) -> None:
+        """Put into the bucket what has come since it was looked at last."""
+        if now > self.evaluation_time:
+            time = self.bucket_time + (now - self.evaluation_time)
+            self.bucket_time = time if time < self.bucket_max else self.bucket_max
+            self.evaluation_time = now
+
+    def next_send_time(self, now: float) -> float | None:
+        """When the next packet may leave; None for now."""
+        if self.packet_time is None:
+            return None
+        self.update_bucket(now)
+        return None if self.bucket_time > 0 else now + self.packet_time
+
+    def update_after_send(self, now: float) -> None:
+        """A packet has left."""
+        if self.packet_time is not None:
+            self.update_bucket(now)
+            left = self.bucket_time - self.packet_time
+            self.bucket_time = left if left > 0 else 0.0
 
 
-class Congestion(RenoCongestionControl):
+class RttMonitor:
+    """Tells when the RTT grows, which is when slow start should end before it fills a buffer (HyStart)."""
+
+    __slots__ = ("_base", "_growing", "_next", "_sampled_at", "_samples")
+
+    def __init__(self) -> None:
+        self._samples: list[float] = []
+        self._next = 0
+        self._sampled_at = 0.0
+        self._base: float | None = None
+        self._growing = 0
+
+    def is_growing(self, rtt: float, now: float) -> bool:
+        """Take a sample in seconds; whether all of the last ones were a quarter above what they have been, several times."""
+        if now <= self._sampled_at + RTT_SAMPLE_INTERVAL:
+            return False
+        self._sampled_at = now
+        samples = self._samples
+        if len(samples) < RTT_SAMPLES:
+            samples.append(rtt)
+        else:
+            samples[self._next] = rtt
+        self._next = (self._next + 1) % RTT_SAMPLES
+        if len(samples) < RTT_SAMPLES:
+            return False
+        largest = max(samples)
+        base = self._base
+        if base is None or base > largest:
+            base = self._base = largest
+        above = min(samples) - base
+        if above * 4 >= base:
+            self._growing += 1
+        elif above > 0:
+            self._growing = 0
+        return self._growing >= RTT_SAMPLES
+
+
+class Congestion:
     """See the module's docstring. ``max_datagram_size`` is the base: what every path is taken to carry, in bytes."""
 
+    __slots__ = (
+        "_arrived", "_base", "_max_datagram_size", "_recovery_since", "_rtt", "_smallest_lost", "_stash", "bytes_in_flight",
+        "congestion_window", "large_losses", "ssthresh",
+    )
+
     def __init__(self, *, max_datagram_size: int) -> None:
-        super().__init__(max_datagram_size=max_datagram_size)
+        self._max_datagram_size = max_datagram_size
         self._base = max_datagram_size
+        self.congestion_window = INITIAL_WINDOW * max_datagram_size
+        self.bytes_in_flight = 0
+        self.ssthresh: int | None = None
+        self._recovery_since = 0.0
+        self._stash = 0
+        self._rtt = RttMonitor()
         self._arrived: dict[int, int] = {}
         """For each size above the base, the last packet of it that arrived: no more entries than there are such sizes."""
         self._smallest_lost = 0
@@ -74,55 +167,76 @@ class Congestion(RenoCongestionControl):
         """Whether packets of the size in use seem to arrive no longer."""
         return self.large_losses >= BLACK_HOLE_LOSSES
 
-    def on_packet_acked(self, *, now: float, packet: QuicSentPacket) -> None:
-        """See aioquic."""
+    def on_packet_sent(self, *, packet: Any) -> None:
+        """``packet`` is in flight (RFC 9002 §B.4)."""
+        self.bytes_in_flight += packet.sent_bytes
+
+    def on_packet_acked(self, *, now: float, packet: Any) -> None:
+        """``packet``, which was in flight, is acknowledged (RFC 9002 §B.5)."""
         del now
-        self.on_packets_acked((packet,))
+        self.acked(packet.packet_number, packet.sent_bytes, packet.sent_time or 0.0)
 
-    def on_packets_acked(self, packets: Iterable[QuicSentPacket]) -> None:
-        """Packets that were in flight are acknowledged, oldest first (RFC 9002 §B.5)."""
-        window, threshold, base = self.congestion_window, self.ssthresh, self._base
-        recovery = self._congestion_recovery_start_time
-        acked = 0
-        for packet in packets:
-            size = packet.sent_bytes
-            acked += size
-            if size > base:
-                self._arrived[size] = packet.packet_number
-                if size >= self._smallest_lost:
-                    self.large_losses = 0
-            if (packet.sent_time or 0.0) <= recovery:
-                continue  # the window does not grow while it recovers
-            if threshold is None or window < threshold:
-                window += size
-            else:
-                self._congestion_stash += size
-                if self._congestion_stash >= window:
-                    count = self._congestion_stash // window
-                    self._congestion_stash -= count * window
-                    window += count * self._max_datagram_size
-        self.congestion_window = window
-        self.bytes_in_flight -= acked
+    def acked(self, number: int, size: int, sent_at: float) -> None:
+        """The same for packet ``number`` of ``size`` bytes that left at ``sent_at``."""
+        self.bytes_in_flight -= size
+        if size > self._base:
+            self._arrived[size] = number
+            if size >= self._smallest_lost:
+                self.large_losses = 0
+        if sent_at <= self._recovery_since:
+            return  # the window does not grow while it recovers
+        window = self.congestion_window
+        threshold = self.ssthresh
+        if threshold is None or window < threshold:
+            self.congestion_window = window + size
+            return
+        stash = self._stash + size
+        if stash >= window:
+            count = stash // window
+            stash -= count * window
+            self.congestion_window = window + count * self._max_datagram_size
+        self._stash = stash
 
-    def on_packets_expired(self, *, packets: Iterable[QuicSentPacket]) -> None:
-        """See aioquic."""
+    def on_packets_expired(self, *, packets: Iterable[Any]) -> None:
+        """Packets that were in flight are forgotten, which says nothing about congestion."""
         expired = list(packets)
         self._weigh(expired)
-        super().on_packets_expired(packets=expired)
+        for packet in expired:
+            self.bytes_in_flight -= packet.sent_bytes
 
-    def on_packets_lost(self, *, now: float, packets: Iterable[QuicSentPacket]) -> None:
-        """See aioquic."""
-        data = []
+    def on_packets_lost(self, *, now: float, packets: Iterable[Any]) -> None:
+        """Packets are lost (RFC 9002 §B.6, §B.8); that a probe is says nothing."""
+        lost = []
         for packet in packets:
-            if packet.sent_bytes > self._max_datagram_size:
-                self.bytes_in_flight -= packet.sent_bytes
-            else:
-                data.append(packet)
-        if data:
-            self._weigh(data)
-            super().on_packets_lost(now=now, packets=data)
+            self.bytes_in_flight -= packet.sent_bytes
+            if packet.sent_bytes <= self._max_datagram_size:
+                lost.append(packet)
+        if not lost:
+            return
+        self._weigh(lost)
+        if (lost[-1].sent_time or 0.0) > self._recovery_since:
+            self._recovery_since = now
+            self.congestion_window = max(self.congestion_window // 2, MINIMUM_WINDOW * self._max_datagram_size)
+            self.ssthresh = self.congestion_window
 
-    def _weigh(self, packets: Iterable[QuicSentPacket]) -> None:
+    def on_persistent_congestion(self) -> None:
+        """Everything was lost for a long time (RFC 9002 §7.6.2)."""
+        self.congestion_window = MINIMUM_WINDOW * self._max_datagram_size
+        self._recovery_since = 0.0
+
+    def on_rtt_measurement(self, *, now: float, rtt: float) -> None:
+        """A sample in seconds: leave slow start when the RTT grows."""
+        if self.ssthresh is None and self._rtt.is_growing(rtt, now):
+            self.ssthresh = self.congestion_window
+
+    def get_log_data(self) -> dict[str, Any]:
+        """What a qlog says of it."""
+        data: dict[str, Any] = {"cwnd": self.congestion_window, "bytes_in_flight": self.bytes_in_flight}
+        if self.ssthresh is not None:
+            data["ssthresh"] = self.ssthresh
+        return data
+
+    def _weigh(self, packets: Iterable[Any]) -> None:
         for packet in packets:
             size = packet.sent_bytes
             if not self._base < size <= self._max_datagram_size:
@@ -131,6 +245,3 @@ class Congestion(RenoCongestionControl):
                 continue
             self._smallest_lost = min(size, self._smallest_lost) if self.large_losses else size
             self.large_losses += 1
-
-
-register_congestion_control(CONGESTION_CONTROL, Congestion)

@@ -83,7 +83,7 @@ class Connection(PathConnection):
 
     ``max_streams`` is how many streams of each kind the peer may have open, ``stream_window`` and ``max_data`` are the fixed
     windows in bytes, ``on_issued`` hears each of our own connection ids. The path is probed for UDP
-    payloads up to ``max_udp_payload`` (0: not at all).
+    payloads up to ``max_udp_payload`` (0: not at all), ``probe_delay`` seconds after the handshake.
     """
 
     def __init__(
@@ -95,6 +95,7 @@ class Connection(PathConnection):
         max_streams: int,
         on_issued: Callable[[bytes], None],
         max_udp_payload: int = 0,
+        probe_delay: float = 0.0,
         key_update_packets: int = KEY_UPDATE_PACKETS,
         original_destination_connection_id: bytes | None = None,
         retry_source_connection_id: bytes | None = None,
@@ -102,6 +103,7 @@ class Connection(PathConnection):
         super().__init__(
             configuration=configuration,
             max_udp_payload=max_udp_payload,
+            probe_delay=probe_delay,
             key_update_packets=key_update_packets,
             original_destination_connection_id=original_destination_connection_id,
             retry_source_connection_id=retry_source_connection_id,
@@ -109,7 +111,6 @@ class Connection(PathConnection):
         self._ids = ids
         self._on_issued = on_issued
         self._crypto_frames = 0
-        self.acks_sent = 0
         self.egress = egress
         # The queue has the part of a deque's interface that QuicConnection uses.
         self._datagrams_pending = egress  # type: ignore[assignment]
@@ -238,7 +239,8 @@ class Connection(PathConnection):
             finally:
                 self._datagrams_pending = self.egress  # type: ignore[assignment]
         packets += super().datagrams_to_send(now)
-        self.attention = self._has_general_work()
+        self.one_rtt.attention = self._has_general_work()
+        self.one_rtt.probe_at = self.next_probe_at
         return packets
 
     def _has_general_work(self) -> bool:
@@ -381,9 +383,9 @@ class Connection(PathConnection):
         try:
             super()._write_ack_frame(builder, space, now)
             if space.is_application_data:
-                self.acks_sent += 1
+                sent = self.one_rtt.acks_sent = self.one_rtt.acks_sent + 1
                 has_ping = len(space.ack_queue) > 1 and builder.packet_number % 8 == 0
-                if self.acks_sent % ACKS_PER_PING == 0 and not has_ping:
+                if sent % ACKS_PER_PING == 0 and not has_ping:
                     self._write_ping_frame(builder, comment="ACK-of-ACK trigger")
         except QuicPacketBuilderStop:
             if space.ack_at is not None:

@@ -50,7 +50,9 @@ class EgressQueue:
         self.payloads.extend(payloads)
         self._batches.append([now, len(payloads)])
         least = self.MIN_COST
-        self.size += sum([max(len(payload), least) for payload in payloads])
+        for payload in payloads:
+            size = len(payload)
+            self.size += max(least, size)
         while self.size > self._max_bytes and len(self.payloads) > 1:
             self._drop()
 

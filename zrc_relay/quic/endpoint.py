@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from math import ceil
+from math import ceil, inf
 from typing import ClassVar, Final, cast
 
 from twisted.internet.protocol import DatagramProtocol
@@ -105,6 +105,8 @@ class Endpoint(DatagramProtocol):
         """What the batch brought so far for connections and channels."""
         self._batch_now: float | None = None
         self._gather = Gather(settings.gather_time, now=now)
+        self._received = 0
+        """Packets, up to the batch before this one."""
         self.accepting = True
 
     def reconfigure(self, credentials: Credentials, settings: EndpointSettings) -> None:
@@ -178,24 +180,40 @@ class Endpoint(DatagramProtocol):
             self._inbox = {}
             wall = self._wall()
             later, self._touched = self._touched, {}
-            while inbox:
-                target = next(iter(inbox))
-                self._deliver(target, *inbox.pop(target), wall)
+            for target in list(inbox):
+                arrived = inbox.pop(target, None)
+                if arrived is None:
+                    continue
+                self._deliver(target, arrived[0], arrived[1], wall)
                 # Whom it sends to is flushed before the others are looked at: the packets leave that much earlier. What the
                 # batch has from there comes first, so that each is flushed once. Nothing of others is flushed with them: what
                 # an allocation's packets look like must not depend on others.
-                while waiting := [each for each in self._touched if each in inbox]:
-                    for touched in waiting:
-                        self._deliver(touched, *inbox.pop(touched), wall)
+                touched = self._touched
+                if not touched:
+                    continue
+                while inbox and (waiting := [each for each in touched if each in inbox]):
+                    for each in waiting:
+                        path, packets = inbox.pop(each)
+                        self._deliver(each, path, packets, wall)
                 self._flush_touched(self._now(), wall)
-                later.update(self._touched)
-                self._touched = {}
+                if self._touched:
+                    later.update(self._touched)
+                    self._touched = {}
             self._touched = later
         self._batch_now = None
         now, wall = self._now(), self._wall()
         self.relay.settle(now, wall)
         self._flush(now, wall)
-        self._gather.end()
+        if self._timer_at <= now and self._timer is not None:
+            self._timer.cancel()
+            self._timed_out()  # the reactor may be a while yet
+        received = self.relay.counters.packets_received
+        self._gather.end(received - self._received)
+        self._received = received
+
+    def stays(self) -> bool:
+        """See ``PatientReceiver``."""
+        return self._gather.is_dense
 
     def _put_by(self, target: RelayConnection | Channel, data: bytes, path: Path) -> None:
         """Keep a packet until the batch is complete: its target gets all that came by one path in one go."""
@@ -337,8 +355,9 @@ class Endpoint(DatagramProtocol):
         if self._batch_now is None:
             self._wake(self._now())
 
-    def expect(self, connection: RelayConnection, deadline: float) -> None:
+    def expect(self, connection: RelayConnection, deadline: float | None) -> None:
         """See ``Host``."""
+        connection.wakes_at = inf if deadline is None else deadline
         self._deadlines.set(connection, deadline)
 
     # -- time
@@ -415,8 +434,9 @@ class Endpoint(DatagramProtocol):
         now, wall = self._now(), self._wall()
         self._batch_now = now
         for connection in self._deadlines.due(now):
+            connection.wakes_at = inf
             if self._now() - now > TIMEOUT_BUDGET:
-                self._deadlines.set(connection, now)  # its turn comes after the packets that wait
+                self.expect(connection, now)  # its turn comes after the packets that wait
                 continue
             try:
                 connection.timed_out(now, wall)
@@ -447,14 +467,12 @@ class Endpoint(DatagramProtocol):
         touched, self._touched = self._touched, {}
         for connection in touched:
             try:
-                deadline = connection.flush(now, wall)
+                connection.flush(now, wall)
             except Exception:
                 self._fail(connection)
                 continue
             if connection.finished:
                 self._remove(connection)
-            else:
-                self._deadlines.set(connection, deadline)
 
     def _report_failures(self) -> None:
         """Errors that the core has kept to one allocation or session: log them, close the sessions."""

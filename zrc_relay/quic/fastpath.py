@@ -13,7 +13,8 @@ The rules:
   unusual it is handed over as it came, and the general machinery opens it again.
 * **No meaning of its own.** What a frame does here is what it does there; a differential test feeds both the same packets.
 * **Batches.** Header protection is AES in ECB mode over a sample of each packet: one call makes the masks of a whole batch.
-  What is the same for all packets of a batch is looked up once and written back once.
+  What is the same for all packets of a batch is looked up once and written back once, and batches of one packet are the most
+  frequent ones: what is looked up for them is kept at hand (``_Opener``, ``_Sealer``, ``onertt.py``).
 
 **When to acknowledge** is ours to choose (RFC 9000 §13.2.2): at once after ``ACK_EVERY`` packets that ask for it, or when one is
 missing; after a quarter of the RTT for fewer (``MIN_ACK_DELAY`` to ``MAX_ACK_DELAY``); a single one waits for company. At the
@@ -25,9 +26,8 @@ aioquic's private attributes are touched in this module and in ``connection.py``
 
 from __future__ import annotations
 
-from itertools import islice
 from math import inf
-from typing import Any, ClassVar, Final, cast
+from typing import Any, ClassVar, Final
 
 from aioquic.quic.congestion.base import K_GRANULARITY
 from aioquic.quic.connection import QuicConnectionState
@@ -40,6 +40,7 @@ from cryptography.exceptions import InvalidTag
 from zrc_relay.quic.connection import ACKS_PER_PING, Connection
 from zrc_relay.quic.egress import EgressQueue
 from zrc_relay.quic.frames import ack_frame, parse
+from zrc_relay.quic.onertt import PacketSpace
 from zrc_relay.quic.recent import WINDOW, WINDOW_MASK
 
 ACK_EVERY: Final = 10
@@ -64,6 +65,8 @@ _CONNECTED: Final = QuicConnectionState.CONNECTED
 _ACK_ROOM: Final = 32
 """Bytes that an ACK frame and a DATAGRAM header take at most where nothing is missing."""
 _DATAGRAM: Final = 0x31
+_BYTES: Final = tuple(bytes((value,)) for value in range(256))
+"""Cheaper than making them."""
 
 
 class SentPacket:
@@ -78,7 +81,9 @@ class SentPacket:
     is_crypto_packet: ClassVar = False
     packet_type: ClassVar = QuicPacketType.ONE_RTT
 
-    def __init__(self, packet_number: int, sent_time: float, sent_bytes: int, handlers: Any, *, eliciting: bool) -> None:
+    def __init__(  # one for each packet that leaves
+        self, packet_number: int, sent_time: float, sent_bytes: int, handlers: Any, eliciting: bool  # noqa: FBT001
+    ) -> None:
         self.packet_number = packet_number
         self.sent_time = sent_time
         self.sent_bytes = sent_bytes
@@ -87,18 +92,55 @@ class SentPacket:
         self.is_ack_eliciting = eliciting
 
 
+class _Opener:
+    """What opens packets, as long as ``aead`` is in use."""
+
+    __slots__ = ("aead", "decrypt", "iv", "masks", "phase")
+
+    def __init__(self, keys: Any) -> None:
+        self.aead = keys.aead
+        self.decrypt = keys.aead._aead.decrypt
+        self.iv: int = keys.aead._iv
+        self.masks = keys.hp._encryptor.update
+        self.phase = 0x04 if keys.key_phase else 0
+
+
+class _Sealer:
+    """What seals packets, as long as ``aead`` is in use."""
+
+    __slots__ = ("aead", "encrypt", "first", "iv", "masks")
+
+    def __init__(self, keys: Any) -> None:
+        self.aead = keys.aead
+        self.encrypt = keys.aead._aead.encrypt
+        self.iv: int = keys.aead._iv
+        self.masks = keys.hp._encryptor.update
+        self.first = 0x41 | (0x04 if keys.key_phase else 0)
+
+
 class FastPath:
     """The short way of one connection; ``usable`` says whether it may be taken at all."""
 
     def __init__(self, quic: Connection) -> None:
-        self._quic = quic
-        self._space = quic._spaces[Epoch.ONE_RTT]
-        self._crypto = quic._keys
+        self._quic: Any = quic
+        self._state = quic.one_rtt
+        self._path = quic._recovery.path
+        space: Any = quic._spaces[Epoch.ONE_RTT]
+        self._space: PacketSpace = space
+        self._recent = self._space.received_packets
+        self._egress = quic.egress
+        self._keys = quic._keys
+        self._opener = _Opener(self._keys.recv)
+        self._sealer = _Sealer(self._keys.send)
         self._on_ack_delivery = quic._on_ack_delivery
         self._idle_timeout = min(quic._configuration.idle_timeout, quic._remote_max_idle_timeout or inf)
         self._owed = 0
         """Ack-eliciting packets that were received and not acknowledged, as far as they came this way."""
         self._owed_since = 0.0
+        self.heard = False
+        """Whether the last batch brought anything authentic."""
+        self._patience = self._probe_timeout()
+        """The PTO in seconds without backoff, as of the last packet."""
 
     @staticmethod
     def usable(quic: Connection) -> bool:
@@ -115,47 +157,58 @@ class FastPath:
         Returns the DATAGRAM payloads in order of arrival, and the packets from the first unusual one on; the caller gives that
         one to ``Connection.receive_datagram``.
         """
+        self.heard = False
         quic = self._quic
         network_path = quic._network_paths[0]
+        address = network_path.addr
         if (
-            quic._state is not _CONNECTED
-            or quic._close_pending
+            (address is not path and address != path)
             or not network_path.is_validated
-            or (network_path.addr is not path and network_path.addr != path)
+            or quic._state is not _CONNECTED
+            or quic._close_pending
         ):
             return [], packets
-        recv: Any = self._crypto.recv
-        own_id = quic.host_cid
-        samples = []
+        own_id: bytes = quic.host_cid
+        samples: list[bytes] = []
         for packet in packets:
             if len(packet) < _MIN_PACKET or packet[1:_DCID_END] != own_id:
                 break
             samples.append(packet[_SAMPLE_OFFSET:_SAMPLE_END])
-        if not samples:
+        known = len(samples)
+        if not known:
             return [], packets
-        masks = recv.hp._encryptor.update(b"".join(samples))
-        decrypt = recv.aead._aead.decrypt
-        iv = recv.aead._iv
-        phase = 0x04 if recv.key_phase else 0
-        space = self._space
-        recent: Any = space.received_packets
+        opener = self._opener
+        keys = self._keys.recv
+        if opener.aead is not keys.aead:
+            opener = self._opener = _Opener(keys)
+        masks: bytes = opener.masks(samples[0] if known == 1 else b"".join(samples))
+        decrypt, iv, phase = opener.decrypt, opener.iv, opener.phase
+        state, space, recent = self._state, self._space, self._recent
         highest, bits = recent.highest, recent.bits
         expected = space.expected_packet_number
         ranges = space.ack_queue._RangeSet__ranges  # type: ignore[attr-defined]
-        tail_start, tail_stop = (ranges[-1].start, ranges[-1].stop) if ranges else (-1, -1)
+        tail_start = tail_stop = -1
+        if ranges:
+            tail = ranges[-1]
+            tail_start, tail_stop = tail.start, tail.stop
         payloads: list[bytes] = []
         handled = 0
         heard = has_gap = False
         eliciting_packets = 0
         offset = 0
-        for packet in islice(packets, len(samples)):
+        for packet in packets:
+            if handled == known:
+                break
             first = packet[0] ^ (masks[offset] & 0x1F)
             if first & 0x1C != phase:  # reserved bits set, or another key phase
                 break
             size = (first & 3) + 1
             end = _DCID_END + size
-            protected = int.from_bytes(packet[_DCID_END:end], "big")
-            truncated = protected ^ int.from_bytes(masks[offset + 1 : offset + 1 + size], "big")
+            if size == 2:  # as nearly everyone has it
+                truncated = (packet[9] ^ masks[offset + 1]) << 8 | packet[10] ^ masks[offset + 2]
+            else:
+                truncated = int.from_bytes(packet[_DCID_END:end], "big")
+                truncated ^= int.from_bytes(masks[offset + 1 : offset + 1 + size], "big")
             offset += 16
             # RFC 9000 appendix A.3
             span = 1 << (8 * size)
@@ -164,9 +217,9 @@ class FastPath:
                 number += span
             elif number > expected + (span >> 1) and number >= span:
                 number -= span
-            header = first.to_bytes(1, "big") + own_id + truncated.to_bytes(size, "big")
+            header = _BYTES[first] + own_id + truncated.to_bytes(size, "big")
             try:
-                plain = decrypt((iv ^ number).to_bytes(12, "big"), packet[end:], header)
+                plain: bytes = decrypt((iv ^ number).to_bytes(12, "big"), packet[end:], header)
             except InvalidTag:
                 handled += 1  # not from our peer, or damaged: dropped
                 continue
@@ -178,27 +231,32 @@ class FastPath:
             # One DATAGRAM of 64 bytes or more and nothing else: most packets are that.
             if plain[0] == _DATAGRAM and len(plain) > 2 and len(plain) == 3 + (plain[1] << 8 | plain[2]) - 0x4000:
                 payloads.append(plain[3:])
-                eliciting, acked = True, None
+                eliciting = True
             else:
                 found = parse(plain, payloads)
                 if found is None:
                     break  # the general machinery opens it once more and does it, or says what is wrong with it
                 eliciting, acked = found
-                if acked is not None and acked[1][0][1] <= quic._path_since:
-                    del payloads[before:]
-                    break  # about packets that took another path
+                if acked is not None:
+                    delay, acked_ranges = acked
+                    if acked_ranges[0][1] <= quic._path_since:
+                        del payloads[before:]
+                        break  # about packets that took another path
+                    if ranges and tail_stop != ranges[-1].stop:
+                        ranges[-1] = range(tail_start, tail_stop)
+                    self._acknowledged(delay, acked_ranges, now)
+                    if ranges:
+                        tail = ranges[-1]
+                        tail_start, tail_stop = tail.start, tail.stop
+                    else:
+                        tail_start = tail_stop = -1
             handled += 1
             heard = True
             if number > expected:
                 expected = number + 1
-            if number > quic._spin_highest_pn:
-                quic._spin_bit = first & 0x20 != 0
-                quic._spin_highest_pn = number
-            if acked is not None:
-                if ranges and tail_stop != ranges[-1].stop:
-                    ranges[-1] = range(tail_start, tail_stop)
-                self._acknowledged(*acked, now)
-                tail_start, tail_stop = (ranges[-1].start, ranges[-1].stop) if ranges else (-1, -1)
+            if number > state.spin_highest:
+                state.spin_bit = first & 0x20 != 0
+                state.spin_highest = number
             if ahead > 0:
                 bits = (bits << ahead | 1) & WINDOW_MASK if ahead < WINDOW else 1
                 highest = number
@@ -213,10 +271,12 @@ class FastPath:
                 space.ack_queue.add(number)
                 if len(ranges) > MAX_ACK_RANGES:
                     space.ack_queue.shift()
-                tail_start, tail_stop = ranges[-1].start, ranges[-1].stop
+                tail = ranges[-1]
+                tail_start, tail_stop = tail.start, tail.stop
             if eliciting:
                 eliciting_packets += 1
         if heard:
+            self.heard = True
             if tail_stop != ranges[-1].stop:
                 ranges[-1] = range(tail_start, tail_stop)
             if highest > space.largest_received_packet:
@@ -224,12 +284,14 @@ class FastPath:
                 space.largest_received_time = now
             recent.highest, recent.bits = highest, bits
             space.expected_packet_number = expected
-            quic._close_at = now + max(self._idle_timeout, 3 * self._probe_timeout())  # RFC 9000 §10.1
+            patience = self._patience = self._probe_timeout()
+            idle = self._idle_timeout
+            state.close_at = now + (idle if idle > 3 * patience else 3 * patience)  # RFC 9000 §10.1
             if eliciting_packets:
-                self._owe(eliciting_packets, now, at_once=has_gap)
-        return payloads, packets[handled:]
+                self._owe(eliciting_packets, now, has_gap)
+        return payloads, packets[handled:] if handled < len(packets) else []
 
-    def _owe(self, packets: int, now: float, *, at_once: bool) -> None:
+    def _owe(self, packets: int, now: float, at_once: bool) -> None:  # noqa: FBT001 - twice for each packet that is alone
         """Set when ``packets`` more that ask for an acknowledgement get it."""
         space = self._space
         if space.ack_at is None or not self._owed:
@@ -237,116 +299,130 @@ class FastPath:
             self._owed_since = now
         owed = self._owed = self._owed + packets
         if at_once or owed >= ACK_EVERY or (owed >= ACK_EVERY_AT_FIRST and space.largest_received_packet < FIRST_PACKETS):
-            at = now
-        elif owed == 1:
+            space.ack_at = now - K_GRANULARITY  # overdue: aioquic lets pacing hold back one that is due right now
+            return
+        if owed == 1:
             at = ((now + MAX_ACK_DELAY) // ACK_TICK) * ACK_TICK
         else:
-            at = self._owed_since + min(max(self._quic._loss._rtt_smoothed / 4, MIN_ACK_DELAY), MAX_ACK_DELAY)
+            delay = self._path.rtt_smoothed / 4
+            if delay < MIN_ACK_DELAY:
+                delay = MIN_ACK_DELAY
+            elif delay > MAX_ACK_DELAY:
+                delay = MAX_ACK_DELAY
+            at = self._owed_since + delay
         if at <= now:
-            space.ack_at = now - K_GRANULARITY  # overdue: aioquic lets pacing hold back one that is due right now
+            space.ack_at = now - K_GRANULARITY
         elif space.ack_at is None or at < space.ack_at:
             space.ack_at = at
 
     def _acknowledged(self, delay: int, ranges: list[tuple[int, int]], now: float) -> None:
         """Process an ACK frame (RFC 9002 §A.7), as ``QuicPacketRecovery.on_ack_received`` does."""
-        quic, space = self._quic, self._space
-        loss = quic._loss
-        congestion: Any = loss._cc
+        quic, space, path = self._quic, self._space, self._path
+        loss: Any = quic._loss
+        congestion = path.congestion
         loss.peer_completed_address_validation = True
         largest = ranges[0][1] - 1
         space.largest_acked_packet = max(space.largest_acked_packet, largest)
-        sent: dict[int, Any] = space.sent_packets  # ours have the attributes that are looked at
-        newest: Any = None
+        sent = space.sent_packets
+        newest = -1
+        newest_at = 0.0
         eliciting = 0
-        in_flight = []
         if sent:
-            lowest = next(iter(sent))
+            lowest: int = next(iter(sent))
             for start, stop in reversed(ranges):
                 if stop <= lowest:
                     continue
                 numbers = range(max(start, lowest), stop)
+                candidates: list[int]
                 if len(numbers) > 2 * len(sent):
                     candidates = [number for number in sent if number in numbers]
                 else:
                     candidates = [number for number in numbers if number in sent]
                 for number in candidates:
-                    newest = packet = sent.pop(number)
+                    packet = sent.pop(number)
+                    newest = number
+                    newest_at = packet.sent_time
                     if packet.is_ack_eliciting:
                         eliciting += 1
                     if packet.in_flight:
-                        in_flight.append(packet)
+                        congestion.acked(number, packet.sent_bytes, newest_at)
                     for handler, arguments in packet.delivery_handlers:
                         handler(QuicDeliveryState.ACKED, *arguments)
                         if handler is not self._on_ack_delivery:
-                            quic.attention = True
-        if newest is None:
+                            self._state.attention = True
+        if newest < 0:
             return
         space.ack_eliciting_in_flight -= eliciting
-        if in_flight:
-            congestion.on_packets_acked(in_flight)
-        if newest.packet_number == largest and eliciting:
-            latest = now - cast(float, newest.sent_time)
-            ack_delay = min((delay << quic._remote_ack_delay_exponent) / 1_000_000, loss.max_ack_delay)
-            rtt = max(latest, 0.001)
-            lowest_rtt = loss._rtt_min = min(loss._rtt_min, rtt)
+        if newest == largest and eliciting:
+            latest = now - newest_at
+            ack_delay = (delay << quic._remote_ack_delay_exponent) / 1_000_000
+            ack_delay = min(ack_delay, path.max_ack_delay)
+            rtt = max(0.001, latest)
+            lowest_rtt = path.rtt_min
+            if rtt < lowest_rtt:
+                lowest_rtt = path.rtt_min = rtt
             if rtt > lowest_rtt + ack_delay:
                 rtt -= ack_delay
-            loss._rtt_latest = rtt
-            if not loss._rtt_initialized:
-                loss._rtt_first_sample_time = now
-                loss._rtt_initialized = True
-                loss._rtt_variance = latest / 2
-                loss._rtt_smoothed = latest
+            path.rtt_latest = rtt
+            if not path.rtt_initialized:
+                path.rtt_first_sample_at = now
+                path.rtt_initialized = True
+                path.rtt_variance = latest / 2
+                path.rtt_smoothed = latest
             else:
-                loss._rtt_variance = 3 / 4 * loss._rtt_variance + 1 / 4 * abs(lowest_rtt - rtt)
-                loss._rtt_smoothed = 7 / 8 * loss._rtt_smoothed + 1 / 8 * rtt
+                path.rtt_variance = 3 / 4 * path.rtt_variance + 1 / 4 * abs(lowest_rtt - rtt)
+                path.rtt_smoothed = 7 / 8 * path.rtt_smoothed + 1 / 8 * rtt
             congestion.on_rtt_measurement(now=now, rtt=latest)
-            loss._pacer.update_rate(congestion.congestion_window, loss._rtt_smoothed)
+            path.pacer.update_rate(congestion.congestion_window, path.rtt_smoothed)
         if sent and next(iter(sent)) <= space.largest_acked_packet:
             loss._detect_loss(now=now, space=space)
-            quic.attention = True
+            self._state.attention = True
         else:
             space.loss_time = None
-        loss._pto_count = 0
+        path.pto_count = 0
 
     # -- out
 
-    def wants_to_send(self, now: float) -> bool:
-        """Whether ``seal`` may have something to send."""
-        ack_at = self._space.ack_at
-        return bool(self._quic.egress) or (ack_at is not None and ack_at <= now)
+    @property
+    def address(self) -> Any:
+        """Where packets go now."""
+        return self._quic._network_paths[0].addr
 
     def seal(self, now: float) -> list[bytes]:
         """Packets with the payloads that may leave now and the acknowledgement that is due.
 
-        Only while nothing else is to be sent (``Connection.attention``); congestion window and pacer hold payloads back as ever.
+        Only while nothing else is to be sent (``OneRtt.attention``); congestion window and pacer hold payloads back as ever.
         """
-        quic, space = self._quic, self._space
-        queue = quic.egress.payloads
+        state, space, egress = self._state, self._space, self._egress
+        queue = egress.payloads
         ack_at = space.ack_at
         ack_due = ack_at is not None and ack_at <= now
-        quic._pacing_at = None
-        if not ack_due and not queue:
+        state.pacing_at = None
+        if queue:
+            egress.expire(now)
+        elif not ack_due:
             return []
-        loss = quic._loss
-        congestion = loss._cc
+        quic, path = self._quic, self._path
+        congestion, pacer = path.congestion, path.pacer
         room = congestion.congestion_window - congestion.bytes_in_flight
-        pacer = loss._pacer
         step = pacer.packet_time
         credit = 0.0
         if step is not None:
             pacer.update_bucket(now)
             credit = pacer.bucket_time
-        send: Any = self._crypto.send
-        destination = quic._peer_cid.cid
+        sealer = self._sealer
+        keys = self._keys.send
+        if sealer.aead is not keys.aead:
+            sealer = self._sealer = _Sealer(keys)
+        encrypt, iv = sealer.encrypt, sealer.iv
+        destination: bytes = quic._peer_cid.cid
         overhead = 3 + len(destination) + _TAG
-        capacity = quic._max_datagram_size - overhead
-        first = 0x41 | (0x20 if quic._spin_bit else 0) | (0x04 if send.key_phase else 0)
-        prefix = first.to_bytes(1, "big") + destination
-        encrypt = send.aead._aead.encrypt
-        iv = send.aead._iv
-        number = quic._packet_number
-        sent: dict[int, Any] = space.sent_packets  # ours have the attributes that are looked at
+        capacity: int = quic._max_datagram_size
+        capacity -= overhead
+        first = sealer.first | 0x20 if state.spin_bit else sealer.first
+        prefix = _BYTES[first] + destination
+        number = state.packet_number
+        sent = space.sent_packets
         bodies: list[bytes] = []
         samples: list[bytes] = []
         flight = eliciting = taken = cost = 0
@@ -356,25 +432,28 @@ class FastPath:
             left, window = capacity, room - flight - overhead
             if ack_due or (ack_at is not None and not bodies and len(queue[0]) + _ACK_ROOM <= min(capacity, room - overhead)):
                 ack_due = False
-                frames.append(self._ack_frame(now))
-                left -= len(frames[0])
-                window -= len(frames[0])
+                frame = self._ack_frame(now)
+                frames.append(frame)
+                left -= len(frame)
+                window -= len(frame)
                 handlers = ((self._on_ack_delivery, (space, space.largest_received_packet)),)
                 ack_at = space.ack_at = None
                 self._owed = 0
-                quic.acks_sent += 1
-                wants_answer = (len(space.ack_queue) > 1 and number % 8 == 0) or quic.acks_sent % ACKS_PER_PING == 0
+                state.acks_sent += 1
+                wants_answer = (number % 8 == 0 and len(space.ack_queue) > 1) or state.acks_sent % ACKS_PER_PING == 0
                 if wants_answer and window > 0:
                     frames.append(b"\x01")  # so that the peer acknowledges an acknowledgement, and what is old can go
                     left -= 1
                     window -= 1
             elif step is not None and credit <= 0:
-                quic._pacing_at = now + step
+                state.pacing_at = now + step
                 break
-            left = min(left, window)
+            if window < left:
+                left = window
             in_flight = len(frames) > 1
             while queue:
-                size = len(queue[0])
+                payload = queue[0]
+                size = len(payload)
                 if size < 0x40:
                     if size + 2 > left:
                         break
@@ -387,16 +466,17 @@ class FastPath:
                     frames.append((0x314000 | size).to_bytes(3, "big"))
                     left -= size + 3
                     cost += size
-                frames.append(queue.popleft())
+                frames.append(payload)
+                queue.popleft()
                 taken += 1
                 in_flight = True
             if not frames:
                 break  # the congestion window is full
-            body = encrypt(
+            body: bytes = encrypt(
                 (iv ^ number).to_bytes(12, "big"), b"".join(frames), prefix + (number & 0xFFFF).to_bytes(2, "big")
             )
             size = overhead - _TAG + len(body)
-            sent[number] = SentPacket(number, now, size, handlers, eliciting=in_flight)
+            sent[number] = SentPacket(number, now, size, handlers, in_flight)
             if in_flight:
                 flight += size
                 eliciting += 1
@@ -406,7 +486,7 @@ class FastPath:
             samples.append(body[2:18])
             number += 1
         if taken:
-            quic.egress.took(taken, cost)
+            egress.took(taken, cost)
         if not bodies:
             return []
         if step is not None:
@@ -414,46 +494,61 @@ class FastPath:
         if eliciting:
             space.ack_eliciting_in_flight += eliciting
             congestion.bytes_in_flight += flight
-            loss._time_of_last_sent_ack_eliciting_packet = now
-        masks = send.hp._encryptor.update(b"".join(samples))
-        packets = []
+            path.last_eliciting_at = now
+        masks: bytes = sealer.masks(samples[0] if len(samples) == 1 else b"".join(samples))
+        packets: list[bytes] = []
         offset = 0
-        number = quic._packet_number
+        number = state.packet_number
         for body in bodies:
             protected = (number & 0xFFFF) ^ (masks[offset + 1] << 8 | masks[offset + 2])
             packets.append(
-                b"".join(
-                    ((first ^ (masks[offset] & 0x1F)).to_bytes(1, "big"), destination, protected.to_bytes(2, "big"), body)
-                )
+                b"".join((_BYTES[first ^ (masks[offset] & 0x1F)], destination, protected.to_bytes(2, "big"), body))
             )
             offset += 16
             number += 1
-        quic._packet_number = number
-        if number - quic._keys_since >= quic.key_update_packets or self._crypto.holds_previous:
-            quic.attention = True
+        state.packet_number = number
+        if number - quic._keys_since >= quic.key_update_packets or self._keys._previous is not None:
+            state.attention = True
         return packets
+
+    # -- time
+
+    @property
+    def ack_at(self) -> float:
+        """When the acknowledgement that is owed leaves at the latest; infinity when none is."""
+        at = self._space.ack_at
+        return inf if at is None else at
+
+    def has_sooner_deadline(self, than: float, now: float) -> bool:
+        """Whether what was sealed at ``now`` brought a deadline before ``than``."""
+        pacing_at = self._state.pacing_at
+        if pacing_at is not None and pacing_at < than:
+            return True
+        return than > now + self._patience and self._space.ack_eliciting_in_flight > 0
 
     def _probe_timeout(self) -> float:
         """The PTO in seconds without backoff (RFC 9002 §6.2.1)."""
-        loss = self._quic._loss
-        if not loss._rtt_initialized:
-            return loss.get_probe_timeout()
-        return loss._rtt_smoothed + max(4 * loss._rtt_variance, K_GRANULARITY) + loss.max_ack_delay
+        path = self._path
+        if not path.rtt_initialized:
+            timeout: float = self._quic._loss.get_probe_timeout()
+            return timeout
+        spread = 4 * path.rtt_variance
+        return path.rtt_smoothed + (spread if spread > K_GRANULARITY else K_GRANULARITY) + path.max_ack_delay
 
     def recovery_deadline(self, idle_margin: float) -> float:
         """When the loss detection timer expires (RFC 9002 §A.8), or ``idle_margin`` seconds before the idle timer does."""
-        space, loss = self._space, self._quic._loss
-        at = cast(float, self._quic._close_at) - idle_margin
+        space = self._space
+        at = (self._state.close_at or inf) - idle_margin
         if space.loss_time is not None:
             return min(at, space.loss_time)
         if space.ack_eliciting_in_flight:
-            return min(at, loss._time_of_last_sent_ack_eliciting_packet + self._probe_timeout() * (1 << loss._pto_count))
+            return min(at, self._path.last_eliciting_at + self._probe_timeout() * (1 << self._path.pto_count))
         return at
 
     def deadline(self, idle_margin: float) -> float:
         """The same, or before that when an acknowledgement or a packet that the pacer holds back is due."""
         at = self.recovery_deadline(idle_margin)
-        ack_at, pacing_at = self._space.ack_at, self._quic._pacing_at
+        ack_at, pacing_at = self._space.ack_at, self._state.pacing_at
         if ack_at is not None and ack_at < at:
             at = ack_at
         return pacing_at if pacing_at is not None and pacing_at < at else at
@@ -461,5 +556,5 @@ class FastPath:
     def _ack_frame(self, now: float) -> bytes:
         """An ACK frame for what was received (RFC 9000 §19.3)."""
         space = self._space
-        delay = int((now - cast(float, space.largest_received_time)) * 1_000_000) >> self._quic._local_ack_delay_exponent
-        return ack_frame(list(space.ack_queue), max(0, delay))
+        delay = int((now - (space.largest_received_time or now)) * 1_000_000) >> self._quic._local_ack_delay_exponent
+        return ack_frame(space.ack_queue._RangeSet__ranges, max(0, delay))  # type: ignore[attr-defined]

@@ -16,6 +16,9 @@ Acked = tuple[int, list[tuple[int, int]]]
 def ack_frame(ranges: Sequence[range], delay: int) -> bytes:
     """An ACK frame for ``ranges`` of packet numbers, oldest first, with the encoded ``delay``."""
     last = ranges[-1]
+    if len(ranges) == 1:  # nothing is missing
+        largest = last.stop - 1
+        return b"\x02" + encode_varint(largest) + encode_varint(delay) + b"\0" + encode_varint(largest - last.start)
     parts = [b"\x02", encode_varint(last.stop - 1), encode_varint(delay)]
     older = ranges[-2 : -2 - MAX_ACK_BLOCKS : -1]
     parts.append(encode_varint(len(older)))
@@ -57,6 +60,8 @@ def parse(plain: bytes, payloads: list[bytes]) -> tuple[bool, Acked | None] | No
             position, acked = _parse_ack(plain, position)
         elif kind:
             break
+        else:
+            position = limit - len(plain[position:].lstrip(b"\0"))
     if position == limit and limit:
         return eliciting, acked
     del payloads[before:]

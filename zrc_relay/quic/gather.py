@@ -1,13 +1,13 @@
-"""Letting packets gather while the relay is busy, as network cards do ("interrupt moderation").
+"""Letting packets gather where they come densely, as network cards do ("interrupt moderation", ``ethtool -C``).
 
-A wake-up costs much the same however few packets it brings: each connection that has one is looked at, flushed, and sent to with
-a system call of its own. A relay that reads as soon as there is a packet therefore spends most of a core on batches of one packet
-for each connection, long before it is at its limit. It also never sleeps then, and a scheduler that has to share the core takes
-it away for milliseconds at a time from those who never sleep.
+A wake-up costs much the same however few packets it brings: the reactor's turn, then each connection that has one is looked at,
+flushed, and sent to with a system call of its own. A relay that reads as soon as there is a packet therefore spends most of a
+core on batches of one packet for each connection, long before it is at its limit. It also never sleeps then, and a scheduler
+that has to share the core takes it away for milliseconds at a time from those who never sleep.
 
-So who has worked for more than ``BUSY`` of the time lately waits a moment before it reads. That moment is what it adds to the
-latency of a packet, and it is taken only where it saves much: not by a relay that is idle most of the time, and not after a batch
-that took so long (``LONG``) that packets are waiting anyway.
+So batches are held apart: the next is read when ``PACKETS`` more should have come at the rate of late, but at most ``seconds``
+after the one before was. That is what it adds to the latency of a packet, less the faster packets come, and nothing where fewer
+than ``WORTH`` would gather, nor where the work on a batch takes longer than that.
 
 The wait is a sleep in place and not a timer: a reactor's timers are good to a millisecond, and a read that is postponed needs the
 socket out of the reactor and in again, two system calls for each batch.
@@ -19,44 +19,55 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-BUSY: Final = 0.5
-"""Share of the time, spent on packets, above which they gather."""
+PACKETS: Final = 16
+"""Packets that are worth a wake-up: twice as many save less than a tenth."""
+WORTH: Final = 8
+"""Packets that must be expected within ``seconds``: fewer are not worth that they wait."""
 WINDOW: Final = 0.02
-"""Seconds over which that share is measured."""
-LONG: Final = 0.001
-"""Seconds of work on one batch after which the next is read at once."""
+"""Seconds over which the rate is measured."""
+SLACK: Final = 0.00006
+"""Seconds that a sleep takes longer than it should: Linux's timer slack is 50 µs unless somebody has changed it."""
 
 
 class Gather:
-    """Says when to wait for ``seconds`` before packets are read (0: never), and waits.
+    """Holds batches up to ``seconds`` apart (0: never). ``now`` gives monotonic seconds."""
 
-    The kernel adds its timer slack, 50 µs unless somebody has changed it, to each wait. ``now`` gives monotonic seconds.
-    """
-
-    __slots__ = ("_began", "_is_busy", "_now", "_seconds", "_since", "_sleep", "_took", "_worked")
+    __slots__ = ("_began", "_now", "_packets", "_pause", "_seconds", "_since", "_sleep")
 
     def __init__(self, seconds: float, *, now: Callable[[], float], sleep: Callable[[float], None] = time.sleep) -> None:
         self._seconds = seconds
         self._now = now
         self._sleep = sleep
-        self._is_busy = False
+        self._pause = 0.0
         self._since = self._began = now()
-        self._took = 0.0
-        self._worked = 0.0
+        self._packets = 0
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether packets come so densely that batches are held apart."""
+        return self._pause > 0.0
 
     def begin(self) -> None:
-        """Packets are there: wait if that is worth it."""
-        if self._is_busy and self._took < LONG:
-            self._sleep(self._seconds)
-        self._began = self._now()
-
-    def end(self) -> None:
-        """They were dealt with."""
+        """Packets are to be read: wait if more should come with them."""
         now = self._now()
-        self._took = now - self._began
-        self._worked += self._took
-        elapsed = now - self._since
+        if self._pause > 0.0:
+            left = self._began + self._pause - now - SLACK
+            if left > 0.0:
+                self._sleep(left)
+                now = self._now()
+        self._began = now
+
+    def end(self, packets: int) -> None:
+        """There were ``packets`` of them, and they were dealt with."""
+        self._packets += packets
+        elapsed = self._began - self._since
         if elapsed >= WINDOW:
-            self._is_busy = self._seconds > 0 and self._worked > BUSY * elapsed
-            self._since = now
-            self._worked = 0.0
+            expected = self._packets * self._seconds
+            if expected < WORTH * elapsed:
+                self._pause = 0.0
+            elif expected < PACKETS * elapsed:
+                self._pause = self._seconds
+            else:
+                self._pause = PACKETS * elapsed / self._packets
+            self._since = self._began
+            self._packets = 0

@@ -44,6 +44,8 @@ IDLE_MARGIN: Final = 0.1
 """Seconds, beside one PTO, before QUIC's idle timeout at which a connection is closed with a word (R5.5)."""
 MAX_LINGER: Final = 1.0
 """Longest time in seconds that a close waits for the control stream to be acknowledged."""
+PROBE_DELAY: Final = 0.25
+"""Seconds from the handshake to the first probe of the path's MTU: a probe is a twentieth of what a short connection costs."""
 
 
 class Host(Protocol):
@@ -67,8 +69,8 @@ class Host(Protocol):
         """``connection`` has something to send: flush it at the end of the batch."""
         ...
 
-    def expect(self, connection: RelayConnection, deadline: float) -> None:
-        """``connection`` has nothing to send until ``deadline`` (monotonic seconds)."""
+    def expect(self, connection: RelayConnection, deadline: float | None) -> None:
+        """Call ``connection.timed_out`` at ``deadline`` (monotonic seconds; None: never) instead of when it was to be called."""
         ...
 
 
@@ -115,9 +117,12 @@ class RelayConnection:
             max_streams=settings.max_streams,
             on_issued=self._issued,
             max_udp_payload=settings.max_udp_payload,
+            probe_delay=PROBE_DELAY,
             original_destination_connection_id=original_id,
             retry_source_connection_id=retry_id,
         )
+        self._state = self.quic.one_rtt
+        self._egress = self.quic.egress
         self.session = Session(host.relay, self, nonce, now)
         self.streams = Forwarder(self, host.relay.counters, settings.max_pending_streams)
         self._oversize = OversizeSender(self.quic, self._queue(settings))
@@ -128,6 +133,8 @@ class RelayConnection:
         self._max_payload = 0
         self._known_path = path
         self._key_updates = 0
+        self.wakes_at = inf
+        """When the endpoint calls ``timed_out``, as it was asked to: kept by the endpoint."""
 
     def _queue(self, settings: EndpointSettings) -> EgressQueue:
         waits = self._host.relay.counters.egress_waits
@@ -169,27 +176,27 @@ class RelayConnection:
                 self.receive(packet, path, now, wall)
             return
         self._now = now
-        deadline = self.quic.idle_deadline
         while packets:
             payloads, packets = fast.receive(packets, path, now)
             if payloads:
                 self.session.datagrams_received(payloads, now)
+            if fast.heard:
+                self.session.heard(now)
             if packets:
                 self.receive(packets[0], path, now, wall)
                 packets = packets[1:]
-        if self.quic.idle_deadline != deadline:
-            self.session.heard(now)
-        if self.quic.attention or fast.wants_to_send(now) or not self._is_plain:
+        at = fast.ack_at
+        if self._state.attention or self._egress.payloads or at <= now:
             self._host.touch(self)
-        else:
-            self._host.expect(self, self._fast_deadline(fast, now))
+        elif at < self.wakes_at:  # all else only moves away when something is heard
+            self._host.expect(self, at)
 
     def timed_out(self, now: float, wall: float) -> None:
         """The deadline has come."""
         self._now = now
         if (
             self._fast is not None
-            and self._is_plain
+            and not self._state.attention
             and now < self._fast.recovery_deadline(self._idle_margin)
             and now < (self.session.deadline or inf)
         ):
@@ -210,21 +217,24 @@ class RelayConnection:
             self._handle_events(now, wall)
         self._host.touch(self)
 
-    def flush(self, now: float, wall: float) -> float | None:
-        """Send what is to be sent; returns when ``timed_out`` wants to be called (None: never)."""
+    def flush(self, now: float, wall: float) -> None:
+        """Send what is to be sent, and see that ``timed_out`` is called in time; that may be too early, but not twice."""
         if self.finished:
-            return None
+            return
         if self._error is not None:
             raise self._error
         self._now = now
         fast = self._fast
-        if fast is not None and not self.quic.attention and self._is_plain and now < self.quic.next_probe_at:
-            self.quic.egress.expire(now)
+        state = self._state
+        if fast is not None and not state.attention and now < state.probe_at:
             packets = fast.seal(now)
             if packets:
-                to, origin = cast(Path, self.quic.peer_address)
+                to, origin = fast.address
                 origin.send_many(packets, to)
-            return self._fast_deadline(fast, now)
+            wakes_at = self.wakes_at
+            if wakes_at == inf or fast.has_sooner_deadline(wakes_at, now):
+                self._host.expect(self, self._fast_deadline(fast, now))
+            return
         self._notice_changes()
         again = self.streams.pump(now) if self._close is None else None
         self._oversize.pump(now)
@@ -241,26 +251,24 @@ class RelayConnection:
             self.session.resume_control(now, wall)
             self._credit_control()
         self._handle_events(now, wall)
-        if self.finished:
-            return None
-        return self._deadline(again)
+        if not self.finished:
+            if self._close is not None or not self.streams.is_quiet or self._oversize.waits:
+                self._state.attention = True  # there is more to look after than datagrams
+            self._host.expect(self, self._deadline(again))
 
     def _fast_deadline(self, fast: FastPath, now: float) -> float:
         """As ``_deadline``, for a connection on the short way; it may be early for an idle connection, but not twice."""
-        at = min(fast.deadline(self._idle_margin), self.session.deadline or inf)
+        at = min(fast.deadline(self._idle_margin), self.session.deadline or inf, self.quic.first_probe_at)
         return at if at > now else min(fast.deadline(0), cast(float, self._deadline(None)))
-
-    @property
-    def _is_plain(self) -> bool:
-        """Whether there is nothing to look after but datagrams."""
-        return self._close is None and self.streams.is_quiet and not self._oversize.waits
 
     def _deadline(self, again: float | None) -> float | None:
         linger = self._linger_until if self._close is not None and not self.quic.is_ending else None
         deadlines = (
             self.quic.get_timer(), self.session.deadline, self._handshake_deadline, self._idle_deadline, linger, again,
         )
-        return min((deadline for deadline in deadlines if deadline is not None), default=None)
+        deadline = min((deadline for deadline in deadlines if deadline is not None), default=inf)
+        deadline = min(deadline, self.quic.first_probe_at)
+        return deadline if deadline < inf else None
 
     def record(self, trace: QuicLoggerTrace | None) -> None:
         """Record what happens from here on into ``trace``; None: no longer. The short way, which records nothing, waits."""
@@ -462,6 +470,7 @@ class RelayConnection:
 
     def wake(self) -> None:
         """See ``Owner``."""
+        self._state.attention = True
         self._host.touch(self)
 
     @property
@@ -523,20 +532,24 @@ class RelayConnection:
     def send_datagrams(self, payloads: list[bytes], now: float) -> None:
         """See ``Link``."""
         try:
-            for larger in self.quic.send_payloads(payloads, now):
-                self._send_oversize(larger, now)
+            if len(payloads) == 1 and len(payloads[0]) <= self._max_payload:
+                self._egress.extend(payloads, now)
+            else:
+                for larger in self.quic.send_payloads(payloads, now):
+                    self._send_oversize(larger, now)
         except Exception as error:
             self._error = error
         self._host.touch(self)
 
     def _send_oversize(self, payload: bytes, now: float) -> None:
-        self.quic.attention = True
+        self._state.attention = True
         if not self._oversize.push(payload, now):
             self.session.drop_egress(DropCause.OVERSIZE, len(payload), now)
 
     def close(self, code: ErrorCode, reason: str) -> None:
         """See ``Link``."""
         self._close = (code, reason)
+        self._state.attention = True
         try:
             self._linger_until = self._now + min(3 * self.quic.probe_timeout, MAX_LINGER)
             self.streams.lost()

@@ -4,7 +4,8 @@ Theory of operation
 -------------------
 * **Another path** begins with fresh congestion and RTT estimates (RFC 9000 §9.4), and acknowledgements of packets that took the
   old one tell nothing of the new one. The address that counts is the last one that was validated.
-* **Path MTU** is searched for (``pmtu.py``) with padded PINGs whose loss says nothing about congestion (``congestion.py``).
+* **Path MTU** is searched for (``pmtu.py``) with padded PINGs whose loss says nothing about congestion (``congestion.py``). The
+  relay waits a moment with that after the handshake: who only comes to ask, or goes on to another relay, costs no probe.
 * **Keys** are updated after so many packets, and those of the phase before kept for what is still on its way (``keyphase.py``).
 * **Idle** is who is not *heard*: sending does not restart the timer, so that a dead client is noticed in time although the relay
   keeps sending to it.
@@ -18,54 +19,73 @@ from typing import Any, Final
 
 from aioquic._buffer import Buffer
 from aioquic.quic.configuration import QuicConfiguration
-from aioquic.quic.congestion.base import create_congestion_control
 from aioquic.quic.connection import END_STATES, QuicConnection, QuicNetworkPath, QuicReceiveContext
 from aioquic.quic.logger import QuicLoggerTrace
 from aioquic.quic.packet import QuicFrameType, QuicPacketType
 from aioquic.quic.packet_builder import QuicDeliveryState, QuicPacketBuilder
 from aioquic.tls import Epoch
 
-from zrc_relay.quic.congestion import Congestion, Pacer
 from zrc_relay.quic.ids import RESET_TOKEN_SIZE
 from zrc_relay.quic.keyphase import KeyPair
+from zrc_relay.quic.onertt import OneRtt, PacketSpace, PathState
 from zrc_relay.quic.pmtu import PathMtu
 from zrc_relay.quic.qlog import Trace
-from zrc_relay.quic.recent import RecentPackets
+from zrc_relay.quic.recovery import Recovery, kept_in
 
 KEY_UPDATE_PACKETS: Final = 1 << 22
 """Packets sealed with one key: half of the AES-GCM confidentiality limit of 2^23 (RFC 9001 §6.6)."""
 MIN_STATELESS_RESET: Final = 21
 """Smallest packet that can be one (RFC 9000 §10.3)."""
-_LASTING: Final = frozenset(("_close_pending", "_handshake_complete", "_network_paths", "_state", "_validated_address"))
+_LASTING: Final = frozenset((
+    "_close_pending", "_handshake_complete", "_network_paths", "_state", "_validated_address", "one_rtt",
+))
 """What says that a connection has ended, and who it was with."""
 _MIN_PATIENCE: Final = 1.0
 _RTT_ESTIMATES: Final = (
-    "_rtt_first_sample_time", "_rtt_initialized", "_rtt_latest", "_rtt_min", "_rtt_smoothed", "_rtt_variance",
+    "rtt_first_sample_at", "rtt_initialized", "rtt_latest", "rtt_min", "rtt_smoothed", "rtt_variance",
 )
 
 
 class PathConnection(QuicConnection):
-    """The part of ``Connection`` below ids, datagrams and streams; see the module's docstring."""
+    """The part of ``Connection`` below ids, datagrams and streams; see the module's docstring.
+
+    What each packet changes is in ``one_rtt``, under aioquic's names as well.
+    """
+
+    attention = kept_in("one_rtt", "attention")
+    _close_at = kept_in("one_rtt", "close_at")
+    _pacing_at = kept_in("one_rtt", "pacing_at")
+    _packet_number = kept_in("one_rtt", "packet_number")
+    _spin_bit = kept_in("one_rtt", "spin_bit")
+    _spin_highest_pn = kept_in("one_rtt", "spin_highest")
 
     def __init__(
         self,
         *,
         configuration: QuicConfiguration,
         max_udp_payload: int,
+        probe_delay: float,
         key_update_packets: int,
         original_destination_connection_id: bytes | None,
         retry_source_connection_id: bytes | None,
     ) -> None:
+        self.one_rtt = OneRtt()
         super().__init__(
             configuration=configuration,
             original_destination_connection_id=original_destination_connection_id,
             retry_source_connection_id=retry_source_connection_id,
         )
-        self._loss._pacer = Pacer(max_datagram_size=configuration.max_datagram_size)  # noqa: SLF001
+        if not configuration.is_client:
+            self._logger = _UNHEARD  # type: ignore[assignment]
+        self._recovery = Recovery(
+            initial_rtt=configuration.initial_rtt, max_datagram_size=configuration.max_datagram_size,
+            is_client=configuration.is_client, send_probe=self._send_probe,
+        )
+        self._loss = self._recovery
         self._came_by_retry = retry_source_connection_id is not None
-        self.attention = True
-        """Whether the general machinery may have something to say: it decides what is sent until it has nothing left."""
         self._mtu = PathMtu(configuration.max_datagram_size, max_udp_payload)
+        self._probe_delay = probe_delay if self._mtu.next_probe_at < inf else 0.0
+        self._probes_at = 0.0
         self.key_update_packets = key_update_packets
         """Packets sealed with one key before this side changes it; may be changed at any time."""
         self._keys_since = 0
@@ -108,8 +128,9 @@ class PathConnection(QuicConnection):
         """
         self._end_trace()
         attributes = vars(self)
-        for name in attributes.keys() - _LASTING:
-            del attributes[name]
+        lasting = {name: attributes[name] for name in _LASTING if name in attributes}
+        attributes.clear()
+        attributes.update(lasting)
         self._streams = {}
 
     # -- the path
@@ -154,29 +175,22 @@ class PathConnection(QuicConnection):
 
     def _on_path_change(self) -> None:
         self._path_since = self._packet_number
-        loss = self._loss
-        for space in loss.spaces:
+        for space in self._loss.spaces:
             for packet in space.sent_packets.values():
                 packet.in_flight = False  # on its way along the old path: not in this one's window
         self._mtu.restart()
         self._set_datagram_size(self._mtu.size)
-        loss._cc = create_congestion_control(  # noqa: SLF001 - RFC 9000 §9.4
-            self._configuration.congestion_control_algorithm, max_datagram_size=self._max_datagram_size
-        )
-        loss._pacer.packet_time = None  # noqa: SLF001
-        loss._rtt_initialized = False  # noqa: SLF001 - the names in _RTT_ESTIMATES
-        loss._rtt_latest = loss._rtt_smoothed = loss._rtt_variance = 0.0  # noqa: SLF001
-        loss._rtt_min = float("inf")  # noqa: SLF001
-        loss._pto_count = 0  # noqa: SLF001
+        self._recovery.path.forget(self._max_datagram_size)
 
     def _handle_ack_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
         start = buf.tell()
         is_old = context.epoch is Epoch.ONE_RTT and buf.pull_uint_var() < self._path_since
         buf.seek(start)
-        estimates = [getattr(self._loss, name) for name in _RTT_ESTIMATES] if is_old else []
+        known = self._recovery.path
+        estimates = [getattr(known, name) for name in _RTT_ESTIMATES] if is_old else []
         super()._handle_ack_frame(context, frame_type, buf)
         for name, value in zip(_RTT_ESTIMATES, estimates, strict=False):
-            setattr(self._loss, name, value)  # packets that took the old path tell nothing of this one (RFC 9000 §9.4)
+            setattr(known, name, value)  # packets that took the old path tell nothing of this one (RFC 9000 §9.4)
 
     @property
     def udp_payload(self) -> int:
@@ -186,13 +200,23 @@ class PathConnection(QuicConnection):
     @property
     def next_probe_at(self) -> float:
         """When a probe of the path's MTU may leave, if anything is sent at all."""
-        return self._mtu.next_probe_at
+        return self._probes_at or self._mtu.next_probe_at
+
+    @property
+    def first_probe_at(self) -> float:
+        """When the search for the path's MTU begins, whether anything else is sent or not; infinity once it has begun."""
+        return self._probes_at if self._probes_at and not self.is_ending else inf
 
     def _probe_path(self, now: float) -> list[tuple[bytes, Any]]:
         """A packet of the size that the search wants to know about, if it wants to know now (RFC 9000 §14.4)."""
+        if self._probe_delay:
+            self._probes_at, self._probe_delay = now + self._probe_delay, 0.0
+        if now < self._probes_at:
+            return []
+        self._probes_at = 0.0
         path = self._network_paths[0]
-        congestion = self._loss._cc  # noqa: SLF001
-        if isinstance(congestion, Congestion) and congestion.is_black_hole:
+        congestion = self._recovery.path.congestion
+        if congestion.is_black_hole:
             self._mtu.black_hole()
             self._set_datagram_size(self._mtu.size)
         size = self._mtu.next_probe(now) if path.is_validated else None
@@ -219,7 +243,7 @@ class PathConnection(QuicConnection):
     def _on_probe_delivery(self, delivery: QuicDeliveryState, size: int, path: QuicNetworkPath) -> None:
         if path is not self._network_paths[0]:
             return
-        now = self._loss._time_of_last_sent_ack_eliciting_packet  # noqa: SLF001 - near enough for a timer of minutes
+        now = self._recovery.path.last_eliciting_at  # near enough for a timer of minutes
         if delivery is not QuicDeliveryState.ACKED:
             self._mtu.lost(size, now)
         elif self._mtu.acked(size, now):
@@ -227,17 +251,24 @@ class PathConnection(QuicConnection):
 
     def _set_datagram_size(self, size: int) -> None:
         self._max_datagram_size = size
-        congestion = self._loss._cc  # noqa: SLF001
-        self._loss._pacer._max_datagram_size = size  # noqa: SLF001
-        if isinstance(congestion, Congestion):
-            congestion.set_datagram_size(size)
+        known = self._recovery.path
+        known.pacer.max_datagram_size = size
+        known.congestion.set_datagram_size(size)
 
     def _initialize(self, peer_cid: bytes) -> None:
         super()._initialize(peer_cid)
         if self._came_by_retry:
             self._network_paths[0].is_validated = True  # RFC 9000 §8.1.2; aioquic itself would wait for a Handshake packet
         self._keys = self._cryptos[Epoch.ONE_RTT] = KeyPair()
-        self._spaces[Epoch.ONE_RTT].received_packets = RecentPackets()  # type: ignore[assignment]  # of the same interface
+        self._spaces[Epoch.ONE_RTT] = PacketSpace()  # type: ignore[assignment]  # of the same interface
+        self._loss.spaces = list(self._spaces.values())
+
+    def _handle_padding_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
+        del frame_type
+        rest = buf.data_slice(buf.tell(), buf.capacity)
+        buf.seek(buf.capacity - len(rest.lstrip(b"\0")))
+        if self._quic_logger is not None and context.quic_logger_frames is not None:
+            context.quic_logger_frames.append(self._quic_logger.encode_padding_frame())
 
     def _update_keys(self, now: float) -> None:
         keys = self._keys
@@ -288,7 +319,8 @@ class PathConnection(QuicConnection):
     @property
     def round_trip_time(self) -> float | None:
         """The smoothed RTT in seconds (RFC 9002 §5.3); None before the first sample."""
-        return self._loss._rtt_smoothed if self._loss._rtt_initialized else None  # noqa: SLF001
+        path: PathState = self._recovery.path
+        return path.rtt_smoothed if path.rtt_initialized else None
 
     @property
     def awaits_answer(self) -> bool:
@@ -298,7 +330,7 @@ class PathConnection(QuicConnection):
     @property
     def idle_deadline(self) -> float | None:
         """When the connection ends unless something is heard."""
-        return self._close_at
+        return self.one_rtt.close_at
 
     @property
     def _ack_eliciting_sent_since_receipt(self) -> bool:
@@ -308,3 +340,15 @@ class PathConnection(QuicConnection):
     @_ack_eliciting_sent_since_receipt.setter
     def _ack_eliciting_sent_since_receipt(self, value: bool) -> None:
         """Ignored."""
+
+
+class _Unheard:
+    """Takes what aioquic tells ``logging`` of each packet: in a relay what matters is counted, and nobody reads the rest."""
+
+    def debug(self, *args: object, **named: object) -> None:
+        """Nothing."""
+
+    info = warning = error = exception = debug
+
+
+_UNHEARD = _Unheard()

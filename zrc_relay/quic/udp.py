@@ -19,7 +19,7 @@ import socket
 import struct
 from collections.abc import Callable
 from ipaddress import ip_address
-from typing import Any, ClassVar, Final, Protocol
+from typing import Any, ClassVar, Final, NamedTuple, Protocol
 
 from twisted.internet import udp
 from twisted.internet.interfaces import IReactorFDSet
@@ -33,6 +33,10 @@ MAX_READS: Final = 192
 MAX_BATCH: Final = 192
 """Packets per wake-up after which no further call is made, and a call may bring 64 at once: about 3 ms of work at most, so that
 other sockets and timers get their turn."""
+MAX_STAY: Final = 4
+"""Batches that are read in one turn of the reactor, which costs some 20 µs: less than 3 ms with the default ``gather_time``."""
+SMALL_BATCH: Final = 48
+"""Packets from which on a batch is worth a turn of the reactor."""
 MAX_SEGMENTS: Final = 64
 """Packets that one call may send (UDP_MAX_SEGMENTS in the kernel)."""
 MAX_TRAIN: Final = 65_000
@@ -46,6 +50,8 @@ _GRO_SIZE: Final = struct.Struct("=i")
 MAX_DATAGRAM: Final = 65535
 MAX_ORIGINS: Final = 1024
 """Local addresses remembered per socket: far more than a host has; all are forgotten when there are more."""
+MAX_PATHS: Final = 65536
+"""Paths remembered per socket, some 20 MB: more than connections in one process; all are forgotten when there are more."""
 SOCKET_BUFFER: Final = 4 * 1024 * 1024
 """Receive and send buffer asked of the kernel, in bytes; it may give less (net.core.rmem_max)."""
 _IPV6_RECVPKTINFO: Final = 49  # linux/in6.h; the socket module has it only on some builds
@@ -83,8 +89,16 @@ class Sender(Protocol):
         ...
 
 
-Path = tuple[SocketAddress, Sender]
-"""A network path as aioquic's connections see it: opaque, compared by value (the remote address and our own side of it)."""
+class Path(NamedTuple):
+    """A network path as aioquic's connections see it: opaque, compared by value.
+
+    A port gives packets of one path the same object, so that they are mostly compared by identity.
+    """
+
+    to: SocketAddress
+    """The remote address."""
+    origin: Sender
+    """Our own side of it."""
 
 
 class Receiver(Protocol):
@@ -116,6 +130,10 @@ class PatientReceiver(Receiver, Protocol):
 
     def batch_begins(self) -> None:
         """Datagrams are there, and will be read when this returns."""
+        ...
+
+    def stays(self) -> bool:
+        """Whether the next batch should be read at once, without a turn of the reactor: it comes in no time."""
         ...
 
 
@@ -209,9 +227,12 @@ class UdpPort(udp.Port):
         self._receiver = receiver
         self._train_received = getattr(receiver, "train_received", self._split)
         self._batch_begins: Callable[[], None] = getattr(receiver, "batch_begins", _nothing)
+        self._stays: Callable[[], bool] = getattr(receiver, "stays", bool)
         self.traffic = Traffic()
         self._wildcard = is_wildcard(host)
         self._origins: dict[bytes, _Origin] = {}
+        self._paths: dict[object, Path] = {}
+        """By the sender's address, or that and where the packet was sent to."""
         self._can_segment = True
         self._takes_trains = False
         if sock is not None:
@@ -237,13 +258,20 @@ class UdpPort(udp.Port):
         return self._origin(b"")
 
     def doRead(self) -> None:  # noqa: N802 - Twisted's name
-        """Read what is there, within ``MAX_READS`` and ``MAX_BATCH``, then say that the batch is done.
+        """Read a batch; while the receiver wants to stay and batches are small, up to ``MAX_STAY`` of them."""
+        for _ in range(MAX_STAY):
+            if not 0 < self._read_batch() < SMALL_BATCH or not self._stays():
+                break
+
+    def _read_batch(self) -> int:
+        """Read what is there, within ``MAX_READS`` and ``MAX_BATCH``, then say that the batch is done; returns its packets.
 
         What the receiver raises is logged here: the reactor would close the socket for it, and end everyone's connection.
         """
         self._batch_begins()
         receive = self.socket.recvmsg
         received = self._receiver.datagram_received
+        paths = self._paths
         ancillary_size = socket.CMSG_SPACE(_GRO_SIZE.size) if self._takes_trains else 0
         if self._wildcard:
             ancillary_size += socket.CMSG_SPACE(_PKTINFO6.size)
@@ -257,9 +285,9 @@ class UdpPort(udp.Port):
                 continue  # an ICMP error of an earlier send, reported here; the next call goes on
             reads += 1
             octets += len(data)
-            local, size = _read_ancillary(ancillary) if ancillary else (b"", 0)
+            pktinfo, size = _read_ancillary(ancillary) if ancillary else (b"", 0)
             try:
-                path = (sender, self._origin(local))
+                path = paths.get((sender, pktinfo) if pktinfo else sender) or self._make_path(sender, pktinfo)
                 if 0 < size < len(data):
                     self._train_received(data, size, path)
                     packets += -(-len(data) // size)
@@ -276,6 +304,7 @@ class UdpPort(udp.Port):
             self._receiver.batch_done()
         except Exception:
             self._log.failure("a batch of datagrams could not be finished", event="batch.failed")
+        return packets
 
     def _split(self, train: bytes, size: int, path: Path) -> None:
         for start in range(0, len(train), size):
@@ -339,6 +368,13 @@ class UdpPort(udp.Port):
             traffic.singles += 1
             traffic.bytes_sent += sent
 
+    def _make_path(self, sender: SocketAddress, pktinfo: bytes) -> Path:
+        if len(self._paths) >= MAX_PATHS:
+            self._paths.clear()
+        path = Path(sender, self._origin(_destination(pktinfo)))
+        self._paths[(sender, pktinfo) if pktinfo else sender] = path
+        return path
+
     def _origin(self, ip: bytes) -> _Origin:
         origin = self._origins.get(ip)
         if origin is None:
@@ -362,13 +398,22 @@ def _nothing() -> None:
 
 
 def _read_ancillary(ancillary: list[tuple[int, int, bytes]]) -> tuple[bytes, int]:
-    """Our address that a datagram was sent to (empty: not told), and the size of the packets in a train (0: it is none)."""
-    local, size = b"", 0
+    """The IP_PKTINFO or IPV6_PKTINFO of a datagram (empty: none), and the size of the packets in a train (0: it is none)."""
+    pktinfo, size = b"", 0
     for level, kind, data in ancillary:
         if level == _SOL_UDP and kind == _UDP_GRO:
             (size,) = _GRO_SIZE.unpack_from(data)
-        elif level == socket.IPPROTO_IP and kind == _IP_PKTINFO:
-            _, _, local = _PKTINFO4.unpack_from(data)
-        elif level == socket.IPPROTO_IPV6 and kind == socket.IPV6_PKTINFO:
-            local, _ = _PKTINFO6.unpack_from(data)
-    return local, size
+        else:
+            pktinfo = data
+    return pktinfo, size
+
+
+def _destination(pktinfo: bytes) -> bytes:
+    """The address in an IP_PKTINFO or IPV6_PKTINFO; empty if there is none."""
+    if len(pktinfo) == _PKTINFO4.size:
+        _, _, address = _PKTINFO4.unpack(pktinfo)
+    elif len(pktinfo) == _PKTINFO6.size:
+        address, _ = _PKTINFO6.unpack(pktinfo)
+    else:
+        address = b""
+    return bytes(address)
