@@ -21,7 +21,7 @@ from typing import Final
 
 PACKETS: Final = 16
 """Packets that are worth a wake-up: twice as many save less than a tenth."""
-WORTH: Final = 8
+WORTH: Final = 6
 """Packets that must be expected within ``seconds``: fewer are not worth that they wait."""
 WINDOW: Final = 0.02
 """Seconds over which the rate is measured."""
