@@ -10,6 +10,7 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from tests.real_relay import PATIENCE, eventually, reactor
 from zrc_relay.core.wire import Address
+from zrc_relay.quic import udp as udp_module
 from zrc_relay.quic.udp import MAX_BATCH, MAX_ORIGINS, MAX_READS, Path, UdpPort
 
 
@@ -109,7 +110,7 @@ class AddressTests(UdpCase):
             data, sender = await self.receive(plain)
             self.assertEqual((data.decode(), sender[0]), (reached, reached))
         first, second, third = (path for _, path in self.receiver.got)
-        self.assertEqual(first, third, "the same path, so that it does not look like a migration")
+        self.assertIs(first, third, "the same path, so that it does not look like a migration")
         self.assertNotEqual(first, second)
 
     async def test_ipv4_and_ipv6_can_have_the_same_port(self) -> None:
@@ -208,6 +209,13 @@ class SendingTests(SynchronousTestCase):
         for number in range(MAX_ORIGINS + 10):
             port._origin(number.to_bytes(4, "big"))  # noqa: SLF001 - as if so many local addresses had been reached
         self.assertLessEqual(len(vars(port)["_origins"]), MAX_ORIGINS)
+
+    def test_paths_that_it_remembers_are_bounded(self) -> None:
+        self.patch(udp_module, "MAX_PATHS", 10)
+        port, _ = self.port(OSError())
+        for number in range(25):
+            port._make_path(("127.0.0.1", number), b"")  # noqa: SLF001 - as if packets of so many senders had come
+        self.assertLessEqual(len(vars(port)["_paths"]), 10)
 
 
 class IcmpTests(UdpCase):

@@ -280,7 +280,6 @@ class Forwarder:
         """Open the mirror of a stream on this connection, or let it wait for the client's stream limit."""
         self._waiting.append((pipe, bidirectional))
         self._open_waiting()
-        self._owner.wake()
 
     def _open_waiting(self) -> None:
         waiting = self._waiting
