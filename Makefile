@@ -6,7 +6,7 @@ T ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint prove bench docs venv clean
+.PHONY: help demo test lint prove bench docs venv compiler clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -14,16 +14,16 @@ help: ## show this list
 demo: venv ## run a relay and carry real traffic through it
 	@.venv/bin/zrc-relay demo
 
-test: venv ## ruff, mypy and the suite
+test: venv compiler ## ruff, mypy, the suite, and the way of a packet compiled
 	@.venv/bin/python scripts/run_tests.py $(T)
 
 lint: venv ## ruff and mypy only
 	@status=0; for tool in "ruff check ." mypy; do .venv/bin/python -m $$tool || status=1; done; exit $$status
 
-prove: venv ## what is long or measured; prints its figures
+prove: venv compiler ## what is long or measured; prints its figures
 	@.venv/bin/python scripts/prove.py
 
-bench: venv ## measure the relay beside others and write docs/performance.md; ARGS=--quick takes two minutes
+bench: venv compiler ## measure the relay beside others and write docs/performance.md; ARGS=--quick takes two minutes
 	@.venv/bin/python -m bench.run $(ARGS)
 
 docs: venv ## write the pages and files that are generated
@@ -31,6 +31,9 @@ docs: venv ## write the pages and files that are generated
 
 venv: ## make .venv or bring it up to date
 	@scripts/setup_venv.sh
+
+compiler: venv # what "make test" compiles with, if it is missing and can be had
+	@scripts/setup_venv.sh --compiler
 
 clean: ## remove everything that these targets made
 	rm -rf .venv bench/.build build dist *.egg-info .mypy_cache .ruff_cache .hypothesis _trial_temp*

@@ -1,16 +1,13 @@
-"""Which packages are installed, and which modules are compiled if somebody asks; everything else is in pyproject.toml.
+"""Which packages are installed, and which modules are compiled; everything else is in pyproject.toml.
 
 ``twisted.plugins`` is listed although it is not ours: that puts our plugin file beside Twisted's own plugins, where ``twistd``
 looks from any directory. It has no ``__init__.py`` here, so none of Twisted's files is touched.
 
-With ``ZRC_RELAY_COMPILE=1`` in the environment the modules on the way of a packet are compiled with mypyc (docs/compiled.md). The
-build then needs mypy, a C compiler, and the packages that the relay uses, whose types mypy reads; else it needs none of them.
+With ``ZRC_RELAY_COMPILE=1`` in the environment the modules on the way of a packet are compiled with mypyc. Whether that is set,
+and what the build then needs, is decided by ``scripts/build_backend.py``, through which pip comes here (docs/compiled.md).
 """
 
 import os
-import sys
-import tomllib
-from pathlib import Path
 
 from setuptools import find_packages, setup
 
@@ -20,23 +17,16 @@ COMPILED = (
     "quic/frames.py", "quic/gather.py", "quic/link.py", "quic/onertt.py", "quic/recent.py", "quic/udp.py",
 )
 """What a packet goes through, as one unit: a call from one of these to another does not go through the interpreter."""
-needed = []
 modules = []
 if os.environ.get("ZRC_RELAY_COMPILE") == "1":
-    project = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["project"]
-    [mypy] = [each for each in project["optional-dependencies"]["test"] if each.startswith("mypy")]
-    needed = [mypy, *project["dependencies"]]
-    # setuptools runs this with "egg_info" to ask what the build needs, before anything of it is there.
-    if "egg_info" not in sys.argv[1:2]:
-        from mypyc.build import mypycify
+    from mypyc.build import mypycify
 
-        modules = mypycify([f"zrc_relay/{name}" for name in COMPILED], group_name="zrc_relay", debug_level="0")
+    modules = mypycify([f"zrc_relay/{name}" for name in COMPILED], group_name="zrc_relay", debug_level="0")
 
 setup(
     packages=[*find_packages(include=["zrc_relay", "zrc_relay.*"]), "twisted.plugins"],
     # Said although it is the default: with it an editable install is a plain entry on sys.path, where the plugin is found.
     package_dir={"": "."},
     package_data={"zrc_relay": ["py.typed"]},
-    setup_requires=needed,
     ext_modules=modules,
 )

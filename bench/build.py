@@ -109,7 +109,7 @@ def quinn_relay() -> Path:
 
 @cache
 def compiled_relay() -> Path:
-    """Our own relay with its hot modules compiled (docs/compiled.md): a directory for the front of ``PYTHONPATH``."""
+    """Our own relay as it is installed, hot modules compiled (docs/compiled.md): a directory for the front of ``PYTHONPATH``."""
     if importlib.util.find_spec("mypyc") is None:
         msg = "mypyc is not installed (it comes with the extra [test])"
         raise Missing(msg)

@@ -33,6 +33,7 @@ def describe() -> dict[str, str]:
         "cryptography": version("cryptography"),
         "Go": _said(["go", "version"]).removeprefix("go version "),
         "rustc": _said([str(DEBIANS_RUSTC) if DEBIANS_RUSTC.exists() else "rustc", "--version"]).removeprefix("rustc "),
+        "C compiler": _said(["cc", "--version"]).partition("\n")[0],
         "net.core.rmem_max": _text(Path("/proc/sys/net/core/rmem_max")),
         "load before": f"{os.getloadavg()[0]:.1f}",
     }

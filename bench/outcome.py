@@ -78,11 +78,18 @@ class Outcome:
     failures: dict[str, str] = field(default_factory=dict)
     rate: float | None = None
     """Payloads a second for all, where that was found out first (half of capacity)."""
+    elapsed: float = 0.0
+    """Seconds that it took to find all this."""
 
     def figure(self, label: str, metric: str) -> Figure | None:
         """Of one subject; None when it has no such number."""
         values = [value for sample in self.samples.get(label, ()) if (value := getattr(sample, metric)) is not None]
         return Figure.of(values) if values else None
+
+    @property
+    def rounds(self) -> int:
+        """How many rounds were kept, of the subject that had the most."""
+        return max(map(len, self.samples.values()), default=0)
 
     def remarks(self, label: str) -> Counter[str]:
         """All that was remarked about a subject, over all rounds."""
@@ -116,6 +123,7 @@ class Outcome:
             "title": self.scenario.title,
             "kind": self.scenario.kind.value,
             "rate": self.rate,
+            "elapsed": round(self.elapsed, 1),
             "subjects": {
                 subject.label: {
                     "system": subject.system,

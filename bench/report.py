@@ -18,7 +18,7 @@ from bench.budgets import BUDGETS, MOST_LOSS, Budget, How
 from bench.outcome import COST_UNITS, NOT_OFFERED, WRONG, Figure, Outcome
 from bench.plots import Point, number
 from bench.scenarios import GROWTH_RATE, HALF_A_CORE, RATES, SATURATION, Kind, Subject, growth, paced
-from bench.systems import SETTINGS_OF_OURS
+from bench.systems import GENERAL, OURS, SETTINGS_OF_OURS, SOURCE
 from zrc_relay.config import SETTINGS
 
 INTRODUCTION: Final = """\
@@ -29,13 +29,24 @@ Written by `make bench` on {date}; do not edit. {rounds} rounds of {seconds:g} s
 Every number is the median of the rounds, with the smallest and the largest behind it. Cost is the processor time of the
 relay's process, user and system, for each datagram that was delivered and found to be right, byte by byte; what was lost stands
 beside it. Relays that are compared were measured in the same run, in turns, under the same load; a ratio is the median of the
-ratios within each round. Unless a heading says otherwise: 4 pairs of clients, payloads of 1100 bytes in one direction, packets
-sent singly by a quic-go client, all over loopback.
+ratios within each round. A table with another number of rounds says so. Unless a heading says otherwise: 4 pairs of clients,
+payloads of 1100 bytes in one direction, packets sent singly by a quic-go client, all over loopback.
 
 The quic-go, quinn and stock aioquic relays are programs of some forty lines under `bench/peers/` that pair connections two by
 two and pass their datagrams on: no tokens, no limits, no quotas. coturn forwards plain UDP under its own load generator and does
-not encrypt; each of its messages passes the server twice and counts twice. This relay has its default settings, a device in the
-tier `unlimited`, and {settings}.
+not encrypt; each of its messages passes the server twice and counts twice.
+
+`{ours}` is this relay as `pip install .` installs it, with the modules that a packet goes through [compiled](compiled.md);
+`{source}` is the same source without that; `{general}` is compiled as well and leaves every packet to aioquic. Each has its
+default settings but for what its name says, a device in the tier `unlimited`, and {settings}.
+"""
+JUDGING: Final = """\
+What must be kept is meant for the relay as it is installed. Rows that end in "not compiled" are about the same source without
+a compiler: budget and verdict stand there in parentheses, to show how far Python alone gets.
+
+The budget that reads "against stock aioquic (`fast_path = false`)" is judged against the stock aioquic relay, one event at a time
+in a Twisted DatagramProtocol, because this relay with `fast_path = false` keeps its batched I/O and so is cheaper than stock; the
+rows against it have no budget and say, for information, what the short way itself gains.
 """
 READING: Final = """\
 *per wake-up*: datagrams for each time that a thread of the relay had nothing to do and was woken, which is its batch size
@@ -54,6 +65,7 @@ class Verdict(Enum):
     MUST = "kept"
     MISSED = "MISSED"
     UNKNOWN = "not measured"
+    INFORMATION = "for information"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +83,10 @@ class Row:
         budget, figure = self.budget, self.figure
         found = "-" if figure is None else f"{amount(figure.middle, budget)} ({number(figure.low)} to {number(figure.high)})"
         verdict = self.verdict.value + (f": {self.why}" if self.why else "")
-        return [budget.what, f"≤ {amount(budget.must, budget)}", f"≤ {amount(budget.aim, budget)}", found, verdict]
+        wanted = ["-" if limit is None else f"≤ {amount(limit, budget)}" for limit in (budget.must, budget.aim)]
+        if budget.is_of_source:
+            wanted, verdict = [f"({each})" for each in wanted], f"({verdict})"
+        return [budget.what, *wanted, found, verdict]
 
 
 def amount(value: float, budget: Budget) -> str:
@@ -162,6 +177,8 @@ class Report:
         if figure is None:
             reasons = [outcome.failures.get(label, "") for label in (budget.of, budget.against) if label]
             return Row(budget, None, Verdict.UNKNOWN, " ".join(filter(None, reasons)) or "one of the two was left out")
+        if budget.must is None or budget.aim is None:
+            return Row(budget, figure, Verdict.INFORMATION)
         if figure.middle <= budget.aim:
             return Row(budget, figure, Verdict.AIM)
         return Row(budget, figure, Verdict.MUST if figure.middle <= budget.must else Verdict.MISSED)
@@ -202,7 +219,7 @@ class Report:
                 {
                     "what": row.budget.what, "must": row.budget.must, "aim": row.budget.aim, "unit": row.budget.unit,
                     "found": None if row.figure is None else [row.figure.middle, row.figure.low, row.figure.high],
-                    "verdict": row.verdict.value, "why": row.why,
+                    "verdict": row.verdict.value, "why": row.why, "installed": not row.budget.is_of_source,
                 }
                 for row in self.rows()
             ],
@@ -213,9 +230,12 @@ class Report:
         """The page; ``drawn`` are the names of the plots that there are."""
         settings = ", ".join(f"`{name}` = {text}" for name, text in SETTINGS_OF_OURS.items() if name in SETTINGS)
         parts = [
-            INTRODUCTION.format(date=self._date.isoformat(), rounds=self._rounds, seconds=self._seconds, settings=settings)
+            INTRODUCTION.format(
+                date=self._date.isoformat(), rounds=self._rounds, seconds=self._seconds, settings=settings,
+                ours=OURS, source=SOURCE, general=GENERAL,
+            )
         ]
-        parts += ["## Budgets\n", _table(["what", "must", "aim", "measured", ""], [row.cells for row in self.rows()])]
+        parts += ["## Budgets\n", JUDGING, _table(["what", "must", "aim", "measured", ""], [row.cells for row in self.rows()])]
         if self._unavailable:
             parts += ["## What could not be measured here\n"]
             parts += [*(f"- {name}: {_one_line(why)}" for name, why in self._unavailable.items()), ""]
@@ -246,6 +266,8 @@ class Report:
             rows.append([label, *("-" if figure is None else column.show(figure) for column, figure in shown)])
         title = scenario.title + (f" ({outcome.rate:,.0f} datagrams a second)" if outcome.rate else "")
         parts = [f"### {title}\n", *([scenario.note + "\n"] if scenario.note else [])]
+        if rows and outcome.rounds != self._rounds:
+            parts.append(f"Rounds: {outcome.rounds}.\n")
         if rows:
             parts.append(_table(["", *(each.head.format(unit=unit) for each in columns)], rows))
         parts += _grown(outcome)
@@ -313,7 +335,7 @@ def _grown(outcome: Outcome) -> list[str]:
     lines = []
     for system, subjects in systems.items():
         few, many = (pick(subjects, key=lambda each: each.load.pairs) for pick in (min, max))
-        growth_of = Budget("", outcome.scenario.name, many.label, few.label, 0, 0, most_loss=MOST_LOSS)
+        growth_of = Budget("", outcome.scenario.name, many.label, few.label, None, None, most_loss=MOST_LOSS)
         if few.load.pairs == many.load.pairs or outcome.lossy(growth_of) or (figure := outcome.compare(growth_of)) is None:
             continue
         lines.append(f"- {system}: {many.load.pairs} pairs cost {_spread(figure)} times what {few.load.pairs} cost")

@@ -1,8 +1,8 @@
 """``python -m bench.run``: measures, and writes a page, plots and JSON.
 
-Subjects of a scenario take turns, A, B, A, B ..., for as many rounds as are asked for and one before them that is not kept.
-Their relays run from the first round to the last, idle while another is measured; where a scenario wants it, each measurement has
-a relay of its own.
+Subjects of a scenario take turns, A, B, A, B ..., for as many rounds as are asked for and one before them that is not kept; some
+scenarios want more of them, or fewer. Their relays run from the first round to the last, idle while another is
+measured; where a scenario wants it, each measurement has a relay of its own.
 
 What cannot be measured on this machine, because a program is missing or our relay does not offer it, is said and not fatal. The
 exit status is 0 when something was measured and nothing failed that should have worked.
@@ -48,16 +48,16 @@ def _tell(line: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How to measure: rounds that are kept, and times in seconds."""
+    """How to measure: rounds that are kept, if a scenario does not want another number of them, and times in seconds."""
 
     rounds: int
     seconds: float
     warm_up: float
 
-    @property
-    def all_rounds(self) -> int:
+    def all_rounds(self, scenario: Scenario) -> int:
         """With the round that is not kept; a single round is kept."""
-        return self.rounds + 1 if self.rounds > 1 else 1
+        rounds = scenario.rounds(self.rounds)
+        return rounds + 1 if rounds > 1 else 1
 
 
 class Measure(Protocol):
@@ -81,6 +81,7 @@ class Bench:
         measures: Mapping[str, Measure] = MappingProxyType({COTURN: turn.measure}),
         pause: float = PAUSE,
         tell: Callable[[str], None] = _tell,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._workshop = workshop
         self._settings = settings
@@ -89,12 +90,22 @@ class Bench:
         self._measures = measures
         self._pause = pause
         self._tell = tell
+        self._now = now
         self.unavailable: dict[str, str] = {}
         """Systems that cannot be measured here, and why."""
 
     def run(self, scenario: Scenario) -> Outcome:
-        """Measure all subjects of a scenario."""
+        """Measure all subjects of a scenario, and tell how long that took, which includes building what it needs."""
+        began = self._now()
         outcome = Outcome(scenario)
+        self._run(outcome)
+        outcome.elapsed = self._now() - began
+        self._tell(f"  {scenario.name}: took {outcome.elapsed:.0f} s")
+        return outcome
+
+    def _run(self, outcome: Outcome) -> None:
+        scenario = outcome.scenario
+        all_rounds = self._settings.all_rounds(scenario)
         subjects = [subject for subject in scenario.subjects if self._is_there(subject, outcome)]
         with contextlib.ExitStack() as relays:
             running: dict[str, Running] = {}
@@ -104,17 +115,16 @@ class Bench:
                         running[system] = relays.enter_context(self._systems[system].start(self._workshop))
             if scenario.half_of_capacity is not None:
                 subjects = self._at_half(scenario, subjects, running, outcome)
-            for number in range(self._settings.all_rounds):
+            for number in range(all_rounds):
                 for subject in subjects:
                     if subject.label in outcome.failures:
                         continue
                     with self._noted(outcome, subject.label):
                         sample = self._measure(subject, running.get(subject.system))
                         self._say(scenario, subject, sample)
-                        if number or self._settings.all_rounds == 1:
+                        if number or all_rounds == 1:
                             outcome.samples.setdefault(subject.label, []).append(sample)
                     time.sleep(self._pause)
-        return outcome
 
     def _is_there(self, subject: Subject, outcome: Outcome) -> bool:
         system = subject.system
@@ -149,7 +159,6 @@ class Bench:
         for subject in subjects if not rate else ():
             outcome.failures.setdefault(subject.label, f"the capacity of {scenario.half_of_capacity} is not known")
         return [replace(each, load=replace(each.load, rate=rate)) for each in subjects] if rate else []
-
 
     @contextlib.contextmanager
     def _noted(self, outcome: Outcome, *labels: str) -> Iterator[None]:
@@ -230,6 +239,7 @@ def main() -> int:
     made = report.Report(outcomes, described, bench.unavailable, rounds=settings.rounds, seconds=settings.seconds)
     for path in made.write(output):
         _tell(f"wrote {path}")
+    _tell(f"measured for {sum(outcome.elapsed for outcome in outcomes) / 60:.1f} minutes")
     _tell(made.summary())
     return 0 if made.is_sound else 1
 

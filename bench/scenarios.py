@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Final
 
-from bench.systems import AIOQUIC, COMPILED, COTURN, GENERAL, NO_RELAY, OURS, QUIC_GO, QUINN
+from bench.systems import AIOQUIC, COTURN, GENERAL, NO_RELAY, OURS, QUIC_GO, QUINN, SOURCE
 
 BASE_PAIRS: Final = 4
 BASE_SIZE: Final = 1100
@@ -76,7 +76,8 @@ class Scenario:
     """Subjects that are compared.
 
     ``is_fresh``: each measurement has a relay of its own. ``half_of_capacity`` names the system whose throughput, halved, is the
-    rate for all. ``is_quick``: part of ``--quick``. ``note`` is printed above the table.
+    rate for all. ``is_quick``: part of ``--quick``. ``note`` is printed above the table. ``least_rounds`` and ``most_rounds``
+    are kept however many are asked for: more where single rounds scatter, fewer where each takes long and is about no ratio.
     """
 
     name: str
@@ -87,13 +88,25 @@ class Scenario:
     half_of_capacity: str | None = None
     is_quick: bool = False
     note: str = ""
+    least_rounds: int = 1
+    most_rounds: int | None = None
+
+    def rounds(self, asked: int) -> int:
+        """How many rounds are kept when ``asked`` are asked for."""
+        return max(self.least_rounds, asked if self.most_rounds is None else min(asked, self.most_rounds))
 
     def quick(self) -> Scenario:
-        """The same with fewer pairs: subjects that are about many are left out, those that merely have many get fewer."""
+        """The same with fewer pairs and no more rounds than are asked for.
+
+        Subjects that are about many pairs are left out, those that merely have many get fewer.
+        """
         if self.kind is Kind.DATAGRAMS:
-            return replace(self, subjects=tuple(each for each in self.subjects if each.load.pairs <= QUICK_PAIRS))
-        fewer = (replace(each, load=replace(each.load, pairs=min(each.load.pairs, QUICK_PAIRS))) for each in self.subjects)
-        return replace(self, subjects=tuple(fewer))
+            subjects = [each for each in self.subjects if each.load.pairs <= QUICK_PAIRS]
+        else:
+            subjects = [
+                replace(each, load=replace(each.load, pairs=min(each.load.pairs, QUICK_PAIRS))) for each in self.subjects
+            ]
+        return replace(self, subjects=tuple(subjects), least_rounds=1)
 
 
 def _each(systems: Sequence[str], load: Load) -> tuple[Subject, ...]:
@@ -111,10 +124,10 @@ def growth(rate: int) -> str:
 
 
 def _growth(rate: int) -> Scenario:
-    """The rate at which growth is judged has the others beside it, with one pair and with many."""
+    """The rate at which growth is judged has the others beside it, with one pair and with many, and numbers of pairs between."""
     load = Load(engine=Engine.FAST, rate=rate)
-    subjects = [Subject(pairs_label(pairs), OURS, replace(load, pairs=pairs)) for pairs in GROWTH]
     is_judged = rate == GROWTH_RATE
+    subjects = [Subject(pairs_label(pairs), OURS, replace(load, pairs=pairs)) for pairs in (GROWTH if is_judged else (1, MANY))]
     if is_judged:
         subjects += [
             Subject(pairs_label(pairs, rival), rival, replace(load, pairs=pairs))
@@ -123,11 +136,12 @@ def _growth(rate: int) -> Scenario:
     return Scenario(
         growth(rate), f"{rate:,} datagrams a second over ever more pairs, from the fast client", Kind.DATAGRAMS, tuple(subjects),
         is_fresh=True, is_quick=is_judged, note=GROWTH_NOTE + GROWTH_WHY if is_judged else "",
+        most_rounds=None if is_judged else SIDE_ROUNDS,
     )
 
 
-ALL: Final = (OURS, COMPILED, GENERAL, QUIC_GO, QUINN, AIOQUIC, COTURN)
-FAST_ONES: Final = (OURS, COMPILED, QUIC_GO, QUINN)
+ALL: Final = (OURS, SOURCE, GENERAL, QUIC_GO, QUINN, AIOQUIC, COTURN)
+FAST_ONES: Final = (OURS, SOURCE, QUIC_GO, QUINN)
 MANY: Final = 1000
 GROWTH: Final = (1, 4, 100, MANY)
 """Pairs over which one rate is spread."""
@@ -148,7 +162,11 @@ RATES: Final = (20_000, 5_000, 1_000)
 SIZES: Final = (500, 100)
 """Payload bytes, beside those of the base."""
 TRAINS: Final = (16, 44)
-HANDSHAKES: Final = 500
+HANDSHAKES: Final = 1000
+HANDSHAKE_ROUNDS: Final = 5
+"""At least: the ratio of a single round lies anywhere between 1.3 and 1.9."""
+SIDE_ROUNDS: Final = 1
+"""At most, of what takes a fresh relay and a thousand pairs each time and is about no ratio."""
 SATURATION: Final = "saturation"
 HALF_A_CORE: Final = "latency-core"
 HALF_RATE: Final = 5_000
@@ -184,6 +202,7 @@ def _all() -> list[Scenario]:
         Scenario(
             "growth-quic-go", "20,000 datagrams a second over more pairs of this relay, from quic-go clients", Kind.DATAGRAMS,
             tuple(Subject(pairs_label(pairs), OURS, replace(base, pairs=pairs, rate=20_000)) for pairs in GROWTH if pairs < MANY),
+            most_rounds=SIDE_ROUNDS,
         ),
         Scenario("many-slow", "1,000 datagrams a second over 100 pairs", Kind.DATAGRAMS,
                  _each((*FAST_ONES, GENERAL), replace(base, pairs=100, rate=1_000))),
@@ -197,13 +216,14 @@ def _all() -> list[Scenario]:
     ]
     found += [
         Scenario("latency", "Latency at half of this relay's capacity", Kind.LATENCY,
-                 _each((NO_RELAY, *FAST_ONES), replace(fast, kind=Kind.LATENCY)), half_of_capacity=OURS, is_quick=True),
+                 _each((NO_RELAY, *FAST_ONES), replace(fast, kind=Kind.LATENCY)), half_of_capacity=OURS, is_quick=True,
+                 note="All get the same rate, which is half of what this relay carries as it is installed."),
         Scenario(HALF_A_CORE, f"Latency at {HALF_RATE:,} a second, where this relay uses about half of a core", Kind.LATENCY,
                  _each((NO_RELAY, *FAST_ONES), replace(fast, kind=Kind.LATENCY, rate=HALF_RATE))),
         Scenario("channels", "Channels, as many as go through, packets singly", Kind.CHANNELS,
-                 (Subject(OURS, OURS, channels), Subject(COTURN, COTURN, base)), is_quick=True),
+                 (*_each((OURS, SOURCE), channels), Subject(COTURN, COTURN, base)), is_quick=True),
         Scenario("channels-20k", "Channels, 20,000 a second, packets singly", Kind.CHANNELS,
-                 (Subject(OURS, OURS, replace(channels, rate=20_000)), Subject(COTURN, COTURN, replace(base, rate=20_000)))),
+                 (*_each((OURS, SOURCE), replace(channels, rate=20_000)), Subject(COTURN, COTURN, replace(base, rate=20_000)))),
     ]
     found += [
         Scenario(f"channels-{train}", f"Channels, as many as go through, in trains of {train}", Kind.CHANNELS,
@@ -217,9 +237,9 @@ def _all() -> list[Scenario]:
         Scenario("streams", "One forwarded stream for each of 4 pairs", Kind.STREAMS,
                  _each((OURS, QUIC_GO), Load(kind=Kind.STREAMS)), is_quick=True),
         Scenario("handshakes", "Handshakes; with this relay, ALLOCATE with proof as well", Kind.HANDSHAKES,
-                 _each((OURS, AIOQUIC, QUIC_GO, QUINN), handshakes), is_quick=True),
+                 _each((OURS, AIOQUIC, SOURCE, QUIC_GO, QUINN), handshakes), is_quick=True, least_rounds=HANDSHAKE_ROUNDS),
         Scenario("memory", "Memory for each active pair", Kind.MEMORY, _each((OURS, AIOQUIC, QUIC_GO, QUINN), memory),
-                 is_fresh=True, is_quick=True),
+                 is_fresh=True, is_quick=True, most_rounds=SIDE_ROUNDS),
     ]
 
 

@@ -26,8 +26,11 @@ TURN_PORT: Final = 34780
 LISTENING: Final = r"listening on (?:UDP )?\S*:(\d+)"
 
 OURS: Final = "zrc-relay"
-COMPILED: Final = "zrc-relay compiled"
+"""As it is installed: with its hot modules compiled (docs/compiled.md)."""
+SOURCE: Final = "zrc-relay, not compiled"
+"""The same source, run as it is."""
 GENERAL: Final = "zrc-relay, fast_path = false"
+"""As it is installed, with that setting."""
 QUIC_GO: Final = "quic-go relay"
 QUINN: Final = "quinn relay"
 AIOQUIC: Final = "stock aioquic relay"
@@ -92,7 +95,8 @@ def directory_of(system: str) -> str:
 
 
 @contextlib.contextmanager
-def _ours(workshop: Workshop, name: str, settings: Mapping[str, str], package: Path | None = None) -> Iterator[Running]:
+def _ours(workshop: Workshop, name: str, settings: Mapping[str, str], package: Path | None) -> Iterator[Running]:
+    """One of ours: the package in the directory ``package``, or the sources that this is run from if there is none."""
     made = workshop.setup(directory_of(name), settings)
     environment = child_environment()
     if package is not None:
@@ -145,16 +149,15 @@ def _builds(*makers: Callable[[], Path]) -> Callable[[], str | None]:
     return why_not
 
 
-def _has_fast_path() -> str | None:
-    return None if "fast_path" in SETTINGS else "this relay has no setting fast_path: there is one variant of it"
-
-
 SYSTEMS: Final[Mapping[str, System]] = {
     system.name: system
     for system in (
-        System(OURS, lambda workshop: _ours(workshop, OURS, {}), lambda: None),
-        System(COMPILED, lambda workshop: _ours(workshop, COMPILED, {}, build.compiled_relay()), _builds(build.compiled_relay)),
-        System(GENERAL, lambda workshop: _ours(workshop, GENERAL, {"fast_path": "false"}), _has_fast_path),
+        System(OURS, lambda workshop: _ours(workshop, OURS, {}, build.compiled_relay()), _builds(build.compiled_relay)),
+        System(SOURCE, lambda workshop: _ours(workshop, SOURCE, {}, None), lambda: None),
+        System(
+            GENERAL, lambda workshop: _ours(workshop, GENERAL, {"fast_path": "false"}, build.compiled_relay()),
+            _builds(build.compiled_relay),
+        ),
         System(QUIC_GO, lambda workshop: _pairing(workshop, [build.quicgo_relay()], f"{HOST}:0"), _builds(build.quicgo_relay)),
         System(QUINN, lambda workshop: _pairing(workshop, [build.quinn_relay()], f"{HOST}:0"), _builds(build.quinn_relay)),
         System(

@@ -19,8 +19,21 @@ from bench.generator import MeasurementFailed, NotOffered
 from bench.outcome import METRICS, WRONG, Figure, Outcome, Sample
 from bench.report import Report, Verdict
 from bench.run import Bench, Settings, choose
-from bench.scenarios import QUICK_PAIRS, SCENARIOS, Kind, Load, Scenario, Subject
-from bench.systems import COMPILED, COTURN, GENERAL, OURS, QUINN, SYSTEMS, Running, System, Workshop, directory_of
+from bench.scenarios import MANY, QUICK_PAIRS, SCENARIOS, Kind, Load, Scenario, Subject, pairs_label
+from bench.systems import (
+    AIOQUIC,
+    COTURN,
+    GENERAL,
+    OURS,
+    QUIC_GO,
+    QUINN,
+    SOURCE,
+    SYSTEMS,
+    Running,
+    System,
+    Workshop,
+    directory_of,
+)
 
 A, B = Subject("A", "A", Load()), Subject("B", "B", Load())
 SCENARIO = Scenario("some", "Some title", Kind.DATAGRAMS, (A, B))
@@ -70,7 +83,43 @@ class TableTests(SynchronousTestCase):
             labels = {subject.label for subject in scenarios[budget.scenario].subjects}
             self.assertLessEqual({budget.of, budget.against} - {None}, labels, budget.what)
             self.assertIn(budget.metric, METRICS)
-            self.assertLess(budget.aim, budget.must)
+            self.assertEqual(budget.aim is None, budget.must is None)
+            if budget.aim is not None and budget.must is not None:
+                self.assertLess(budget.aim, budget.must)
+
+    def test_each_row_of_the_sources_has_the_budget_of_the_row_of_what_is_installed(self) -> None:
+        rows = {budget.what: budget for budget in BUDGETS}
+        self.assertEqual(len(rows), len(BUDGETS))
+        of_source = [budget for budget in BUDGETS if budget.is_of_source]
+        for budget in of_source:
+            self.assertEqual(replace(budget, of=OURS, what=budget.what.removesuffix(", not compiled")),
+                             rows[budget.what.removesuffix(", not compiled")])
+        self.assertLessEqual(
+            {"saturation", "paced-20k", "channels", "channels-20k", "latency", "latency-core", "handshakes"},
+            {budget.scenario for budget in of_source},
+        )
+
+    def test_the_long_way_has_no_budget_and_the_stock_relay_has(self) -> None:
+        self.assertEqual({budget.must for budget in BUDGETS if budget.against == GENERAL}, {None})
+        self.assertEqual([budget.must for budget in BUDGETS if (budget.of, budget.against) == (OURS, AIOQUIC)], [0.2, 0.2, 1.4])
+
+    def test_growth_is_judged_in_as_many_rounds_as_are_asked_for_beside_the_others(self) -> None:
+        [budget] = [budget for budget in BUDGETS if budget.most_loss is not None]
+        [scenario] = [scenario for scenario in SCENARIOS if scenario.name == budget.scenario]
+        self.assertEqual(scenario.rounds(7), 7)
+        labels = {subject.label for subject in scenario.subjects}
+        self.assertLessEqual({pairs_label(pairs, rival) for rival in ("", QUIC_GO, QUINN) for pairs in (1, MANY)}, labels)
+
+    def test_handshakes_are_compared_with_what_was_measured_right_after_them_in_many_rounds(self) -> None:
+        [scenario] = [scenario for scenario in SCENARIOS if scenario.name == "handshakes"]
+        self.assertEqual([subject.label for subject in scenario.subjects][:2], [OURS, AIOQUIC])
+        self.assertEqual({subject.load.pairs for subject in scenario.subjects}, {1000})
+        self.assertEqual((scenario.rounds(2), scenario.rounds(9)), (5, 9))
+
+    def test_only_what_decides_no_ratio_is_measured_in_fewer_rounds(self) -> None:
+        ratios = {budget.scenario for budget in BUDGETS if budget.how is not How.VALUE}
+        for scenario in SCENARIOS:
+            self.assertGreaterEqual(scenario.rounds(5), 5 if scenario.name in ratios else 1, scenario.name)
 
     def test_growth_spreads_one_rate_over_pairs_of_the_same_client(self) -> None:
         growing = [scenario for scenario in SCENARIOS if scenario.name.startswith("growth-")]
@@ -91,12 +140,13 @@ class TableTests(SynchronousTestCase):
             self.assertLessEqual({subject.system for subject in scenario.subjects}, set(SYSTEMS))
 
     def test_relays_of_ours_that_run_at_the_same_time_have_files_of_their_own(self) -> None:
-        self.assertEqual(len({directory_of(system) for system in (OURS, COMPILED, GENERAL)}), 3)
+        self.assertEqual(len({directory_of(system) for system in (OURS, SOURCE, GENERAL)}), 3)
 
     def test_a_quick_run_has_fewer_pairs(self) -> None:
         for scenario in choose([], [], quick=True):
             self.assertTrue(scenario.subjects)
             self.assertLessEqual(max(subject.load.pairs for subject in scenario.subjects), QUICK_PAIRS)
+            self.assertEqual(scenario.rounds(1), 1)
 
     def test_scenarios_are_chosen_by_pattern_and_system(self) -> None:
         chosen = choose(["paced-*"], [OURS, QUINN], quick=False)
@@ -111,6 +161,7 @@ class Stage:
 
     def __init__(self, directory: Path) -> None:
         self.log: list[str] = []
+        self.told: list[str] = []
         self.loads: list[Load] = []
         self.failing: dict[str, Exception] = {}
         self.lacking: dict[str, str] = {}
@@ -140,7 +191,7 @@ class Stage:
         """Who runs scenarios on this stage."""
         return Bench(
             Workshop(self._directory), Settings(rounds, 1, 1), systems=self.systems, measure=self.measure, measures={}, pause=0,
-            tell=lambda _: None,
+            tell=self.told.append, now=lambda: 10.0 * len(self.log),
         )
 
 
@@ -159,6 +210,17 @@ class OrderTests(SynchronousTestCase):
     def test_a_single_round_is_kept(self) -> None:
         found = self.stage.bench(1).run(SCENARIO)
         self.assertEqual([len(samples) for samples in found.samples.values()], [1, 1])
+
+    def test_a_scenario_may_want_more_rounds_or_fewer(self) -> None:
+        for least, most, kept in ((3, None, 3), (1, 1, 1), (1, 5, 2)):
+            found = self.stage.bench(2).run(replace(SCENARIO, least_rounds=least, most_rounds=most))
+            self.assertEqual([len(samples) for samples in found.samples.values()], [kept, kept])
+            self.assertEqual(found.rounds, kept)
+
+    def test_how_long_it_took_is_told(self) -> None:
+        found = self.stage.bench(1).run(SCENARIO)
+        self.assertEqual(found.elapsed, 60.0)  # ten seconds for each of: start, start, measure, measure, stop, stop
+        self.assertEqual(self.stage.told[-1], "  some: took 60 s")
 
     def test_a_fresh_relay_for_each_measurement(self) -> None:
         self.stage.bench(1).run(replace(SCENARIO, is_fresh=True))
@@ -288,7 +350,8 @@ class ReportTests(SynchronousTestCase):
         return row.verdict
 
     def test_verdicts(self) -> None:
-        must, aim = self.BUDGET.must, self.BUDGET.aim
+        must, aim = 2.5, 1.0
+        self.assertEqual((self.BUDGET.must, self.BUDGET.aim), (must, aim))
         for ratio, verdict in (
             (aim, Verdict.AIM), (aim + 0.01, Verdict.MUST), (must, Verdict.MUST), (must + 0.01, Verdict.MISSED),
         ):
@@ -300,6 +363,20 @@ class ReportTests(SynchronousTestCase):
         self.assertIn(f"| {self.BUDGET.what} | ≤ 2.5 x | ≤ 1 x | 2.5 x (2 to 3) | kept |", page)
         self.assertRegex(page, r"\| zrc-relay \| 25 \(20 to 30\) \| 1,000 \| 1\.23 % \|")
         self.assertIn("- coturn: it is not installed", page)
+
+    def test_a_row_of_the_sources_stands_in_parentheses_and_one_without_a_budget_informs(self) -> None:
+        scenario = next(scenario for scenario in SCENARIOS if scenario.name == self.BUDGET.scenario)
+        costs = {OURS: 10.0, SOURCE: 30.0, QUINN: 10.0, GENERAL: 40.0}
+        found = Outcome(scenario, {label: [Sample(cost=cost)] for label, cost in costs.items()})
+        page = Report([found], {}, {}, rounds=1, seconds=1).markdown([])
+        self.assertIn(f"| {self.BUDGET.what} | ≤ 2.5 x | ≤ 1 x | 1 x (1 to 1) | aim reached |", page)
+        self.assertIn(f"| {self.BUDGET.what}, not compiled | (≤ 2.5 x) | (≤ 1 x) | 3 x (3 to 3) | (MISSED) |", page)
+        self.assertIn("with fast_path = false, at saturation | - | - | 0.25 x (0.25 to 0.25) | for information |", page)
+
+    def test_another_number_of_rounds_is_said(self) -> None:
+        three = ((20.0, 10.0), (30.0, 10.0), (25.0, 10.0))
+        self.assertNotIn("Rounds:", self.report(*three).markdown([]))
+        self.assertIn("### Some title\n\nRounds: 2.\n\n|", self.report(*three[:2]).markdown([]))
 
     def test_nothing_is_compared_with_what_was_mostly_lost(self) -> None:
         budget = next(budget for budget in BUDGETS if budget.most_loss is not None)

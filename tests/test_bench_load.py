@@ -19,7 +19,7 @@ from bench import build, generator
 from bench.generator import NotOffered
 from bench.outcome import Sample
 from bench.scenarios import Engine, Kind, Load
-from bench.systems import AIOQUIC, NO_RELAY, OURS, SYSTEMS, Workshop
+from bench.systems import AIOQUIC, NO_RELAY, SOURCE, SYSTEMS, Workshop
 from tests import quicgo
 
 WARM_UP = 0.2
@@ -49,7 +49,7 @@ class LoadTests(SynchronousTestCase):
 
     def test_both_engines_with_this_relay(self) -> None:
         fast = Load(pairs=2, rate=200, engine=Engine.FAST)
-        for sample in self.measure(OURS, MODEST, fast, Load(pairs=2, rate=200, engine=Engine.FAST, both=True, train=4, size=100)):
+        for sample in self.measure(SOURCE, MODEST, fast, replace(fast, both=True, train=4, size=100)):
             self.check(sample)
             self.assertGreater(sample.cost or 0, 0)
             self.assertGreater(sample.p99 or 0, 0)
@@ -76,7 +76,7 @@ class LoadTests(SynchronousTestCase):
 
     def test_streams_handshakes_and_memory(self) -> None:
         streams, handshakes, memory = self.measure(
-            OURS, Load(kind=Kind.STREAMS, pairs=1), Load(kind=Kind.HANDSHAKES, pairs=5),
+            SOURCE, Load(kind=Kind.STREAMS, pairs=1), Load(kind=Kind.HANDSHAKES, pairs=5),
             Load(kind=Kind.MEMORY, pairs=10, rate=100),
         )
         self.assertGreater(streams.rate or 0, 0)
@@ -86,7 +86,7 @@ class LoadTests(SynchronousTestCase):
 
     def test_channels_are_measured_or_said_not_to_be_offered(self) -> None:
         try:
-            [sample] = self.measure(OURS, Load(kind=Kind.CHANNELS, engine=Engine.FAST, pairs=1, rate=200))
+            [sample] = self.measure(SOURCE, Load(kind=Kind.CHANNELS, engine=Engine.FAST, pairs=1, rate=200))
         except NotOffered as error:
             self.assertIn("offers no channels", str(error))
         else:

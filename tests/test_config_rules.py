@@ -97,6 +97,11 @@ class Tiers(LoadingTestCase):
         problems = self.problems(toml_of(REQUIRED), {"ZRC_RELAY_TIERS": "free"}, {"tiers": "free"})
         self.assertEqual([problem.wrong for problem in problems], ["unknown variable", "unknown setting"])
 
+    def test_what_the_package_was_built_with_may_stay_in_the_environment(self) -> None:
+        self.assertEqual(self.load(toml_of(REQUIRED), {"ZRC_RELAY_COMPILE": "1"}), self.load(toml_of(REQUIRED)))
+        [problem] = self.problems(toml_of(REQUIRED), {"ZRC_RELAY_COMPILED": "1"})
+        self.assertEqual(problem.wrong, "unknown variable")
+
 
 class Admission(LoadingTestCase):
     """R8, R6.1, R6.3: what is pinned, the lists of networks, and what of it contradicts what."""

@@ -453,7 +453,7 @@ class PageTests(SynchronousTestCase):
         for metric in METRICS:
             labels = f"`{metric.label}`: {', '.join(metric.labels)}" if metric.label else ""
             if metric.kind is Kind.INFO:
-                labels = "`version`, `python`, `twisted`, `aioquic`"
+                labels = "`version`, `python`, `twisted`, `aioquic`, `form`"
             self.assertEqual(rows.pop(metric.name, None), (metric.kind.value, labels, metric.help), metric.name)
         standard = {name for name in rows if name.startswith(("process_", "python_gc_"))}
         self.assertEqual(rows.keys() - standard, set())

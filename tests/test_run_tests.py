@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -86,6 +87,27 @@ class Runs(SynchronousTestCase):
         status, lines = self.run_suite(PASSES.format(1), ENDS_BADLY)
         self.assertEqual(status, 1)
         self.assertEqual(lines[-2:], ["the suite passed, and then its process failed: exit status 7", "1 passed, 1 failed"])
+
+    def test_a_machine_that_cannot_compile_is_a_failure_that_says_what_to_install(self) -> None:
+        empty = self.mktemp()
+        Path(empty).mkdir()
+        done = subprocess.run(
+            [sys.executable, SCRIPT, "--compiled"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
+            env={**os.environ, "PATH": empty},
+        )
+        trouble, total = done.stdout.splitlines()[-2:]
+        self.assertEqual((done.returncode, total), (1, "0 passed, 1 failed"))
+        self.assertRegex(trouble, r"^the compiled form was not tested: .*no C compiler.*apt install gcc libc6-dev python3-dev")
+
+    def test_what_does_not_run_against_the_compiled_form_is_a_test_of_what_does(self) -> None:
+        code = (
+            "from compiled_suite import REPLACING, TESTS; from twisted.trial.runner import TestLoader; loader = TestLoader();"
+            "print([each for each in REPLACING if not each.startswith(TESTS) or loader.loadByName(each).countTestCases() != 1])"
+        )
+        paths = os.pathsep.join(map(str, (SCRIPT.parent, SCRIPT.parent.parent)))
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": paths})
+        self.assertEqual(done.stdout.strip(), "[]")
 
     def test_a_suite_without_tests_is_a_failure(self) -> None:
         status, lines = self.run_suite("    pass\n")

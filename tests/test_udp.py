@@ -208,7 +208,7 @@ class SendingTests(SynchronousTestCase):
         port, _ = self.port(OSError())
         for number in range(MAX_ORIGINS + 10):
             port._origin(number.to_bytes(4, "big"))  # noqa: SLF001 - as if so many local addresses had been reached
-        self.assertLessEqual(len(vars(port)["_origins"]), MAX_ORIGINS)
+        self.assertLessEqual(len(port._origins), MAX_ORIGINS)  # noqa: SLF001 - compiled it has no __dict__
 
     def test_paths_that_it_remembers_are_bounded(self) -> None:
         self.patch(udp_module, "MAX_PATHS", 10)

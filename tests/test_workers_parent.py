@@ -18,6 +18,7 @@ from zrc_relay.config import load_config
 from zrc_relay.core.keys import Device
 from zrc_relay.core.token import key_id
 from zrc_relay.engine import Surroundings
+from zrc_relay.form import form
 from zrc_relay.logs.levels import LogLevel
 from zrc_relay.logs.observer import LogSettings, RelayLog
 from zrc_relay.quic.steering import SteeringRefused
@@ -126,7 +127,7 @@ class ReadyTests(ParentCase):
             self.processes.waits = set()
             self.worker(0).die()
             self.processes.run(1)
-        self.assertEqual(len([event for event in logs if event.get("event") == "relay.ready"]), 1)
+        self.assertEqual([event["form"] for event in logs if event.get("event") == "relay.ready"], [str(form())])
 
     def test_who_comes_back_while_it_drains_makes_it_not_ready_again(self) -> None:
         service = self.start()

@@ -28,10 +28,10 @@ from zrc_relay.config_endpoints import UnixEndpoint
 from zrc_relay.config_external import MAX_SECRET, Secret
 from zrc_relay.config_table import (
     CONFIG_VARIABLE,
-    CTL_VARIABLES,
     ENVIRONMENT_PREFIX,
     LOG_LEVELS_TABLE,
     NOWHERE,
+    OTHER_VARIABLES,
     SECRETS,
     SETTINGS,
     TIER_KEYS,
@@ -149,7 +149,7 @@ class _Loading:
                 self._parse(known[variable], raw, f"variable {variable}", self._cwd)
             elif variable in secrets:
                 self._parse_secret(secrets[variable], raw)
-            elif variable == CONFIG_VARIABLE or variable in CTL_VARIABLES or _is_service_link(variable, raw):
+            elif variable == CONFIG_VARIABLE or variable in OTHER_VARIABLES or _is_service_link(variable, raw):
                 continue
             elif variable.startswith(ENVIRONMENT_PREFIX):
                 remedy = _remedy(variable, [*known, *secrets, CONFIG_VARIABLE], "unset it", prefix=ENVIRONMENT_PREFIX)

@@ -46,8 +46,9 @@ CONFIG_VARIABLE: Final = "ZRC_RELAY_CONFIG"
 """Names the TOML file; not a setting itself."""
 CTL_ENDPOINT_VARIABLE: Final = "ZRC_RELAY_CTL_ENDPOINT"
 CTL_TOKEN_VARIABLE: Final = "ZRC_RELAY_CTL_TOKEN"  # noqa: S105 - the name of the variable
-CTL_VARIABLES: Final = frozenset((CTL_ENDPOINT_VARIABLE, CTL_TOKEN_VARIABLE))
-"""Read by ``zrc-relay ctl``, which may share its environment with a relay; the relay passes them over."""
+COMPILE_VARIABLE: Final = "ZRC_RELAY_COMPILE"
+OTHER_VARIABLES: Final = frozenset((CTL_ENDPOINT_VARIABLE, CTL_TOKEN_VARIABLE, COMPILE_VARIABLE))
+"""Read by ``zrc-relay ctl`` and when the package is built. Both may share their environment with a relay; it passes them over."""
 TIERS_TABLE: Final = "tiers"
 LOG_LEVELS_TABLE: Final = "log_levels"
 

@@ -49,6 +49,7 @@ from zrc_relay.control.watch import Sights, Watch
 from zrc_relay.core.cidr import AccessLists
 from zrc_relay.core.keys import DeviceKeys
 from zrc_relay.engine import SWEEP_INTERVAL, EngineSettings, StartError, Surroundings
+from zrc_relay.form import form
 from zrc_relay.inputs import Inputs, credentials_of, engine_settings_of, load_device_keys, log_settings_of, read_inputs
 from zrc_relay.linefile import LineFile
 from zrc_relay.logs.eventlog import EventLog
@@ -184,7 +185,8 @@ class Front(MultiService):
 
     def _is_ready(self) -> None:
         self.ready = True
-        self._log.info("relay {relay_id} is ready", event="relay.ready", relay_id=self.config.relay_id.hex())
+        self._log.info(
+            "relay {relay_id} is ready ({form})", event="relay.ready", relay_id=self.config.relay_id.hex(), form=form().value)
 
     def stopService(self) -> Deferred[None]:
         """Drain, close what is left, then stop the children."""

@@ -16,10 +16,11 @@ from zrc_relay.cli.keys import keygen
 from zrc_relay.cli.ping import ping
 from zrc_relay.cli.tokens import token
 from zrc_relay.cli.tunnel import tunnel
+from zrc_relay.form import form
 
 
 @click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="zrc-relay")
+@click.version_option(__version__, prog_name="zrc-relay", message=f"%(prog)s, version %(version)s ({form()})")
 def main() -> None:
     """A relay for devices that cannot reach each other, and what goes with it.
 

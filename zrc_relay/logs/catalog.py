@@ -34,7 +34,7 @@ _REFUSED: Final = ("code", "reason", "connection", "device", "allocation", "remo
 _WARN, _ERROR, _BUG, _DEBUG = LogLevel.WARN, LogLevel.ERROR, LogLevel.CRITICAL, LogLevel.DEBUG
 
 EVENTS: Final[Mapping[str, LogEvent]] = MappingProxyType({
-    "relay.ready": LogEvent("The relay serves.", ("relay_id",)),
+    "relay.ready": LogEvent("The relay serves.", ("relay_id", "form")),
     "relay.draining": LogEvent("Nobody new is let in; the relay waits for those who are there.", ("timeout",)),
     "relay.stopped": LogEvent("Every connection is closed."),
     "listen.udp": LogEvent("A UDP socket is bound.", ("address",)),
@@ -148,6 +148,7 @@ FIELDS: Final[Mapping[str, str]] = MappingProxyType({
     "events": "How many events were recorded.",
     "expires_at": "When the token in force expires, in Unix seconds.",
     "failures": "How many attempts, or lines, were lost.",
+    "form": "`compiled` or `pure Python`: [which form](compiled.md) of the program runs.",
     "lost": "How many things.",
     "not_reloadable": "The settings that have other values in their sources and need a restart.",
     "path": "A file, or what a request asked for.",

@@ -17,7 +17,7 @@ nothing logs to `twistd.log`. On a terminal the lines are text for people; every
 ([`log_format`](configuration.md#log_format) says otherwise if need be):
 
 ```
-2026-11-22T20:16:07.123Z info  [zrc_relay.service.RelayService] relay 00112233445566778899aabbccddeeff is ready
+2026-11-22T20:16:07.123Z info  [zrc_relay.service.RelayService] relay 00112233445566778899aabbccddeeff is ready (compiled)
 ```
 ```json
 {{"time":"2026-11-22T20:16:07.123Z","level":"info","namespace":"zrc_relay.service.RelayService","event":"relay.ready", ... }}

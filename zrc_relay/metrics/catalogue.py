@@ -30,6 +30,7 @@ from zrc_relay.core.admission import TABLES
 from zrc_relay.core.codes import DropCause, ErrorCode, TerminationReason
 from zrc_relay.core.counters import LARGEST_BATCH, LARGEST_TRAIN, Handshake, InputDrop, Limit, StreamReset
 from zrc_relay.core.histogram import Sizes
+from zrc_relay.form import form
 from zrc_relay.metrics.local import TROUBLES, Front, Local
 from zrc_relay.metrics.snapshot import Buckets, Merge, Snapshot, Values
 
@@ -167,11 +168,12 @@ def _front_errors(front: Front) -> Values:
 
 _BUILD: Final[Mapping[str, str]] = MappingProxyType({
     "version": __version__, "python": platform.python_version(), "twisted": twisted.__version__, "aioquic": aioquic.__version__,
+    "form": form().value,
 })
 
 SERVICE: Final = (
     Metric(
-        f"{PREFIX}build_info", Kind.INFO, "Versions of the program and of what it is built on.",
+        f"{PREFIX}build_info", Kind.INFO, "Versions of the program and of what it is built on, and the form it runs in.",
         lambda _: _BUILD, front=lambda _: _BUILD,
     ),
     _of_front(

@@ -9,7 +9,7 @@ from zrc_relay.metrics.catalogue import SECTIONS, Kind, Metric
 END: Final = "### Standard ones\n"
 """What comes on the page behind the tables."""
 _HEAD: Final = "| metric | kind | label and its values | what it says |\n|---|---|---|---|\n"
-_FACTS: Final = "`version`, `python`, `twisted`, `aioquic`"
+_FACTS: Final = "`version`, `python`, `twisted`, `aioquic`, `form`"
 
 
 def with_tables(page: str) -> str:
