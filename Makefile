@@ -14,7 +14,7 @@ help: ## show this list
 demo: venv ## run a relay and carry real traffic through it
 	@.venv/bin/zrc-relay demo
 
-test: venv compiler ## ruff, mypy, the suite, and the way of a packet compiled
+test: venv $(if $(T),,compiler) ## ruff, mypy, the suite, and the way of a packet compiled
 	@.venv/bin/python scripts/run_tests.py $(T)
 
 lint: venv ## ruff and mypy only

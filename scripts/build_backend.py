@@ -114,7 +114,8 @@ def build_wheel(wheel_directory: str, config_settings: Settings = None, metadata
                 return build_meta.build_wheel(*arguments)
         # mypyc and setuptools end the process, each in its own way, when the compiler fails.
         except (Exception, SystemExit) as error:
-            reason = shorten(str(error) or type(error).__name__, 80, placeholder=" ...")
+            # mypyc says what is wrong itself, and leaves with a number.
+            reason = "mypyc says above why" if isinstance(error, SystemExit) else shorten(repr(error), 80, placeholder=" ...")
             lack, remedy = f"compiling failed ({reason})", "see above what was wrong, mend it, and install zrc-relay again"
     if wish is Wish.COMPILED:
         refuse(lack, remedy)
@@ -146,8 +147,11 @@ def lacking_compiler() -> str:
         return f"there are no headers of Python {sysconfig.get_python_version()} (Python.h)"
     # Debian's compiler comes without the headers of the C library, which those of Python include.
     command = [*compiler, "-fsyntax-only", *(f"-I{each}" for each in headers), "-x", "c", "-"]
-    tried = subprocess.run(
-        command, input="#include <Python.h>\n", capture_output=True, text=True, timeout=_PATIENCE, check=False)
+    try:
+        tried = subprocess.run(
+            command, input="#include <Python.h>\n", capture_output=True, text=True, timeout=_PATIENCE, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"the C compiler does not work: {error}"
     if tried.returncode != 0:
         errors = [line for line in tried.stderr.splitlines() if "error" in line] or ["it gives no reason"]
         return f"the C compiler does not work: {errors[0]}"

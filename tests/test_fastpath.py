@@ -12,6 +12,7 @@ from aioquic.quic import connection
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection
 from aioquic.quic.events import DatagramFrameReceived
+from aioquic.quic.recovery import MAX_ACK_RANGES
 from aioquic.tls import Epoch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,7 +24,8 @@ from tests.raw_quic import varint
 from zrc_relay.quic.congestion import Congestion, Pacer
 from zrc_relay.quic.connection import MAX_DATAGRAM_FRAME, Connection
 from zrc_relay.quic.egress import EgressQueue
-from zrc_relay.quic.fastpath import FastPath
+from zrc_relay.quic.fastpath import MAX_ACK_DELAY, FastPath
+from zrc_relay.quic.frames import padding_end
 from zrc_relay.quic.ids import CONNECTION_ID_SIZE, ConnectionIds
 from zrc_relay.quic.onertt import PathState
 
@@ -194,6 +196,11 @@ class Twins:
             self.general.receive_datagram(packet, address, self.now)
         return short, payloads_of(self.general)
 
+    def arrive_at_client(self, packets: list[bytes]) -> None:
+        """What the short way sent reaches the client."""
+        for packet in packets:
+            self.client.receive_datagram(packet, HOME, self.now)
+
     def acknowledge(self) -> None:
         """Both acknowledge now: when, is the one thing in which they differ on purpose."""
         due = [vars(end)["_spaces"][Epoch.ONE_RTT] for end in (self.short, self.general)]
@@ -317,6 +324,33 @@ class DifferentialTests(SynchronousTestCase):
         self.assertGreaterEqual(twins.taken_short, 40 * 5)
 
 
+class DeadlineTests(SynchronousTestCase):
+    """RFC 9000 §13.2.1: an acknowledgement is sent in time, also when what leaves has no room for it."""
+
+    def test_an_acknowledgement_that_did_not_fit_is_a_deadline(self) -> None:
+        twins = Twins()
+        twins.client.send_datagram_frame(bytes(100))
+        packets = [data for data, _ in twins.client.datagrams_to_send(twins.now)]
+        twins.fast.receive(packets, HOME, twins.now)
+        self.assertFalse(twins.short.attention)
+        twins.short.send_payloads([bytes(twins.short.max_payload)], twins.now)
+        [packet] = twins.fast.seal(twins.now)
+        self.assertGreater(len(packet), twins.short.max_payload)
+        due = twins.fast.ack_at
+        self.assertTrue(twins.now < due <= twins.now + MAX_ACK_DELAY)
+        self.assertTrue(twins.fast.has_sooner_deadline(due + 0.001, twins.now))
+        self.assertFalse(twins.fast.has_sooner_deadline(due, twins.now))
+
+    def test_what_ends_a_backoff_brings_the_probe_nearer(self) -> None:
+        twins = Twins()
+        twins.short.send_payloads([b"x"], twins.now)
+        twins.arrive_at_client(twins.fast.seal(twins.now))
+        path_of(twins.short).pto_count = 3
+        twins.fast.receive([data for data, _ in twins.client.datagrams_to_send(twins.now + 0.1)], HOME, twins.now + 0.1)
+        self.assertEqual(path_of(twins.short).pto_count, 0)
+        self.assertTrue(twins.short.attention)
+
+
 class UnderstandingTests(SynchronousTestCase):
     """What the short way does not know is left alone: nothing of the packet is done, and the general way gets it whole."""
 
@@ -340,6 +374,31 @@ class UnderstandingTests(SynchronousTestCase):
             payloads, rest = twins.fast.receive([self.packet(twins, frames)], HOME, twins.now)
             self.assertEqual((payloads, len(rest)), ([], 1), frames)
             self.assertEqual(state(twins.short, twins.now), before, frames)
+
+    def test_a_packet_that_holds_nothing_is_left(self) -> None:
+        twins = Twins()
+        private = vars(twins.client)
+        pair, number = private["_cryptos"][Epoch.ONE_RTT], twins.client._packet_number  # noqa: SLF001 - a client that is wrong
+        header = bytes((0x43 | pair.key_phase << 2,)) + private["_peer_cid"].cid + number.to_bytes(4, "big")
+        packet = bytes(pair.encrypt_packet(header, b"", number))
+        self.assertEqual(twins.fast.receive([packet], HOME, twins.now), ([], [packet]))
+
+    def test_acknowledgements_of_what_was_never_sent_or_of_very_many_pieces_are_left(self) -> None:
+        twins = Twins()
+        sent = twins.short.one_rtt.packet_number
+        pieces = varint(200) + varint(0) + varint(MAX_ACK_RANGES) + varint(0) + varint(0) * 2 * MAX_ACK_RANGES
+        for frames, is_left in (
+            (varint(sent - 1) + varint(0) * 3, False), (varint(sent) + varint(0) * 3, True), (pieces, True),
+        ):
+            twins = Twins()
+            if frames is pieces:
+                twins.short.one_rtt.packet_number = 1000
+            _, rest = twins.fast.receive([self.packet(twins, b"\x02" + frames)], HOME, twins.now)
+            self.assertEqual(bool(rest), is_left, frames)
+
+    def test_padding_ends_where_the_zeros_end(self) -> None:
+        for data, position, end in ((b"", 0, 0), (b"\0\0\1", 0, 2), (b"\0\0\1\0", 2, 2), (b"\1\0\0", 1, 3)):
+            self.assertEqual(padding_end(data, position), end)
 
     def test_known_frames_in_any_mixture(self) -> None:
         twins = Twins()

@@ -13,7 +13,7 @@ from tests.harness import RELAY_ADDRESS, World
 from tests.real_relay import eventually
 from tests.test_udp import Collector, UdpCase
 from zrc_relay.quic import endpoint as endpoint_module
-from zrc_relay.quic.gather import PACKETS, SLACK, WINDOW, WORTH, Gather
+from zrc_relay.quic.gather import PACKETS, SLACK, SOON, WINDOW, WORTH, Gather
 from zrc_relay.quic.settings import EndpointSettings
 from zrc_relay.quic.udp import MAX_STAY, SMALL_BATCH, Path
 
@@ -108,6 +108,13 @@ class GatherTests(SynchronousTestCase):
         machine.slept.clear()
         machine.batch(DENSE)
         self.assertEqual(machine.slept, [])
+
+    def test_the_reactor_has_its_turn_where_the_pause_is_long(self) -> None:
+        for pause, stays in ((SOON, True), (2 * SOON, False)):
+            machine = Machine(pause)
+            machine.run(PACKETS / pause)
+            self.assertEqual(machine.gather.is_dense, stays)
+            self.assertNotEqual(machine.slept, [])
 
     def test_zero_is_never(self) -> None:
         machine = Machine(0.0)

@@ -92,6 +92,16 @@ class ByCountTests(SynchronousTestCase):
             self.assertEqual(phase(quic), quic.key_updates % 2)
         self.assertEqual(scene.world.relay.counters.key_updates, sum(quic.key_updates for quic in scene.ends))
 
+    def test_old_keys_are_forgotten_with_nothing_but_datagrams_and_the_short_way_goes_on(self) -> None:
+        scene = Scene(20)
+        scene.talk(30)
+        for quic in scene.ends:
+            quic.key_update_packets = KEY_UPDATE_PACKETS
+        scene.talk(100)
+        for quic in scene.ends:
+            self.assertGreater(quic.key_updates, 0)
+            self.assertEqual((vars(quic)["_keys"].holds_previous, quic.attention), (False, False))
+
     def test_no_key_seals_more_than_the_count_and_what_is_under_way(self) -> None:
         scene = Scene(40)
         sealed: dict[int, int] = {}

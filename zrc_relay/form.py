@@ -1,7 +1,8 @@
 """Which form of the relay is installed: compiled, or the Python that it is written in (docs/compiled.md).
 
 The modules on the way of a packet are compiled as one unit, all or none, and an extension is preferred to the source beside it.
-So what one of them is loaded from tells for all. Nothing of the relay is loaded to find out.
+So what one of them is loaded from tells for all. No module of the relay is loaded to find out, but the two packages around that
+one.
 """
 
 from __future__ import annotations

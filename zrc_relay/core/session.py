@@ -299,7 +299,7 @@ class Session:
                 self._relay.drop_unbound(len(payload), DropCause.NO_COUNTERPART)
 
     def heard(self, now: float) -> None:
-        """The client was heard, at most once a batch."""
+        """The client was heard: once a batch, if nothing unusual is in it."""
         self.last_heard = now
         allocation = self.allocation
         if allocation is not None:

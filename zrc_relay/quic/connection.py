@@ -1,6 +1,7 @@
 """``Connection``: aioquic's QuicConnection with what a relay needs.
 
-With ``paths.py``, below it, and ``fastpath.py`` it is the only code that touches aioquic's private attributes.
+With ``paths.py``, ``recovery.py`` and ``keyphase.py`` below it, and ``fastpath.py``, it is the only code that touches aioquic's
+private attributes.
 
 Theory of operation
 -------------------

@@ -21,7 +21,8 @@ missing; after a quarter of the RTT for fewer (``MIN_ACK_DELAY`` to ``MAX_ACK_DE
 begin of a connection, while the peer's window is small, every second packet is acknowledged. An acknowledgement that is owed
 rides along with the next datagram that it fits beside.
 
-aioquic's private attributes are touched in this module and in ``connection.py`` only.
+aioquic's private attributes are touched in this module, in ``connection.py``, and below that in ``paths.py``, ``recovery.py`` and
+``keyphase.py`` only.
 """
 
 from __future__ import annotations
@@ -139,7 +140,7 @@ class FastPath:
         self._owed_since = 0.0
         self.heard = False
         """Whether the last batch brought anything authentic."""
-        self._patience = self._probe_timeout()
+        self._pto = self._probe_timeout()
         """The PTO in seconds without backoff, as of the last packet."""
 
     @staticmethod
@@ -229,7 +230,7 @@ class FastPath:
                 continue
             before = len(payloads)
             # One DATAGRAM of 64 bytes or more and nothing else: most packets are that.
-            if plain[0] == _DATAGRAM and len(plain) > 2 and len(plain) == 3 + (plain[1] << 8 | plain[2]) - 0x4000:
+            if len(plain) > 2 and plain[0] == _DATAGRAM and len(plain) == 3 + (plain[1] << 8 | plain[2]) - 0x4000:
                 payloads.append(plain[3:])
                 eliciting = True
             else:
@@ -239,9 +240,10 @@ class FastPath:
                 eliciting, acked = found
                 if acked is not None:
                     delay, acked_ranges = acked
-                    if acked_ranges[0][1] <= quic._path_since:
+                    newest = acked_ranges[0][1]
+                    if newest <= quic._path_since or newest > state.packet_number or len(acked_ranges) > MAX_ACK_RANGES:
                         del payloads[before:]
-                        break  # about packets that took another path
+                        break  # about packets that took another path or were never sent, or more ranges than anybody needs
                     if ranges and tail_stop != ranges[-1].stop:
                         ranges[-1] = range(tail_start, tail_stop)
                     self._acknowledged(delay, acked_ranges, now)
@@ -284,9 +286,10 @@ class FastPath:
                 space.largest_received_time = now
             recent.highest, recent.bits = highest, bits
             space.expected_packet_number = expected
-            patience = self._patience = self._probe_timeout()
+            self._keys.is_settled = True  # the peer was heard with the keys in use (RFC 9001 §6.5)
+            pto = self._pto = self._probe_timeout()
             idle = self._idle_timeout
-            state.close_at = now + (idle if idle > 3 * patience else 3 * patience)  # RFC 9000 §10.1
+            state.close_at = now + (idle if idle > 3 * pto else 3 * pto)  # RFC 9000 §10.1
             if eliciting_packets:
                 self._owe(eliciting_packets, now, has_gap)
         return payloads, packets[handled:] if handled < len(packets) else []
@@ -379,7 +382,9 @@ class FastPath:
             self._state.attention = True
         else:
             space.loss_time = None
-        path.pto_count = 0
+        if path.pto_count:
+            path.pto_count = 0
+            self._state.attention = True  # the next probe is due earlier than it was
 
     # -- out
 
@@ -520,11 +525,11 @@ class FastPath:
         return inf if at is None else at
 
     def has_sooner_deadline(self, than: float, now: float) -> bool:
-        """Whether what was sealed at ``now`` brought a deadline before ``than``."""
-        pacing_at = self._state.pacing_at
-        if pacing_at is not None and pacing_at < than:
-            return True
-        return than > now + self._patience and self._space.ack_eliciting_in_flight > 0
+        """Whether there is a deadline before ``than`` since something may have been sealed at ``now``."""
+        pacing_at, ack_at = self._state.pacing_at, self._space.ack_at
+        if (pacing_at is not None and pacing_at < than) or (ack_at is not None and ack_at < than):
+            return True  # an acknowledgement may be owed that did not fit beside what has left
+        return than > now + self._pto and self._space.ack_eliciting_in_flight > 0
 
     def _probe_timeout(self) -> float:
         """The PTO in seconds without backoff (RFC 9002 §6.2.1)."""

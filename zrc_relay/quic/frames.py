@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Final
 
@@ -9,6 +10,7 @@ from zrc_relay.core.varint import encode_varint
 
 MAX_ACK_BLOCKS: Final = 32
 """Ranges behind the first that an ACK frame of ours tells."""
+_PADDING: Final = re.compile(rb"\0*")
 Acked = tuple[int, list[tuple[int, int]]]
 """The encoded delay of an ACK frame, and its ranges, newest first."""
 
@@ -61,11 +63,17 @@ def parse(plain: bytes, payloads: list[bytes]) -> tuple[bool, Acked | None] | No
         elif kind:
             break
         else:
-            position = limit - len(plain[position:].lstrip(b"\0"))
+            position = padding_end(plain, position)
     if position == limit and limit:
         return eliciting, acked
     del payloads[before:]
     return None
+
+
+def padding_end(data: bytes, position: int) -> int:
+    """Where the zeros end that begin at ``position``, if there are any; each byte is looked at once."""
+    found = _PADDING.match(data, position)
+    return position if found is None else found.end()
 
 
 def _varint(data: bytes, position: int) -> tuple[int, int]:

@@ -25,6 +25,8 @@ WORTH: Final = 6
 """Packets that must be expected within ``seconds``: fewer are not worth that they wait."""
 WINDOW: Final = 0.02
 """Seconds over which the rate is measured."""
+SOON: Final = 0.00075
+"""Seconds between batches up to which several may be read before anything else has its turn: four of them are 3 ms."""
 SLACK: Final = 0.00006
 """Seconds that a sleep takes longer than it should: Linux's timer slack is 50 µs unless somebody has changed it."""
 
@@ -44,8 +46,8 @@ class Gather:
 
     @property
     def is_dense(self) -> bool:
-        """Whether packets come so densely that batches are held apart."""
-        return self._pause > 0.0
+        """Whether batches are held apart, and so little that nothing else needs a turn in between."""
+        return 0.0 < self._pause <= SOON
 
     def begin(self) -> None:
         """Packets are to be read: wait if more should come with them."""

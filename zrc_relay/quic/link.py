@@ -188,7 +188,7 @@ class RelayConnection:
         at = fast.ack_at
         if self._state.attention or self._egress.payloads or at <= now:
             self._host.touch(self)
-        elif at < self.wakes_at:  # all else only moves away when something is heard
+        elif at < self.wakes_at:  # all else moves away when something is heard, or sets ``attention``
             self._host.expect(self, at)
 
     def timed_out(self, now: float, wall: float) -> None:

@@ -41,6 +41,7 @@ _LASTING: Final = frozenset((
 ))
 """What says that a connection has ended, and who it was with."""
 _MIN_PATIENCE: Final = 1.0
+_PADDING_PIECE: Final = 64
 _RTT_ESTIMATES: Final = (
     "rtt_first_sample_at", "rtt_initialized", "rtt_latest", "rtt_min", "rtt_smoothed", "rtt_variance",
 )
@@ -265,8 +266,14 @@ class PathConnection(QuicConnection):
 
     def _handle_padding_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
         del frame_type
-        rest = buf.data_slice(buf.tell(), buf.capacity)
-        buf.seek(buf.capacity - len(rest.lstrip(b"\0")))
+        position, size = buf.tell(), _PADDING_PIECE
+        while piece := buf.data_slice(position, min(position + size, buf.capacity)):
+            zeros = len(piece) - len(piece.lstrip(b"\0"))
+            position += zeros
+            if zeros < len(piece):
+                break
+            size *= 8  # not all at once: a packet may be full of frames that are one zero long
+        buf.seek(position)
         if self._quic_logger is not None and context.quic_logger_frames is not None:
             context.quic_logger_frames.append(self._quic_logger.encode_padding_frame())
 

@@ -29,9 +29,9 @@ from zrc_relay.core.counters import Traffic
 from zrc_relay.core.wire import Address
 
 MAX_READS: Final = 192
-"""System calls per wake-up."""
+"""System calls per batch."""
 MAX_BATCH: Final = 192
-"""Packets per wake-up after which no further call is made, and a call may bring 64 at once: about 3 ms of work at most, so that
+"""Packets per batch after which no further call is made, and a call may bring 64 at once: about 3 ms of work at most, so that
 other sockets and timers get their turn."""
 MAX_STAY: Final = 4
 """Batches that are read in one turn of the reactor, which costs some 20 µs: less than 3 ms with the default ``gather_time``."""
@@ -51,7 +51,7 @@ MAX_DATAGRAM: Final = 65535
 MAX_ORIGINS: Final = 1024
 """Local addresses remembered per socket: far more than a host has; all are forgotten when there are more."""
 MAX_PATHS: Final = 65536
-"""Paths remembered per socket, some 20 MB: more than connections in one process; all are forgotten when there are more."""
+"""Paths remembered per socket, some 20 MB; all are forgotten when there are more, which only costs making them again."""
 SOCKET_BUFFER: Final = 4 * 1024 * 1024
 """Receive and send buffer asked of the kernel, in bytes; it may give less (net.core.rmem_max)."""
 _IPV6_RECVPKTINFO: Final = 49  # linux/in6.h; the socket module has it only on some builds
