@@ -12,6 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts/run_tests.py"
 
+# Tests that the script is run on: samples, and none of the suite.
 HEAD = "import os, signal\nfrom twisted.trial.unittest import SynchronousTestCase\n\nclass T(SynchronousTestCase):\n"
 PASSES = "    def test_passes{0}(self): pass\n"
 FAILS = "    def test_fails{0}(self): self.fail('x')\n"
