@@ -14,7 +14,7 @@ The rules:
 * **No meaning of its own.** What a frame does here is what it does there; a differential test feeds both the same packets.
 * **Batches.** Header protection is AES in ECB mode over a sample of each packet: one call makes the masks of a whole batch.
   What is the same for all packets of a batch is looked up once and written back once, and batches of one packet are the most
-  frequent ones: what is looked up for them is kept at hand (``_Opener``, ``_Sealer``, ``onertt.py``).
+  frequent ones: what is looked up for them is kept at hand (``_Keys``, ``onertt.py``).
 
 **When to acknowledge** is ours to choose (RFC 9000 §13.2.2): at once after ``ACK_EVERY`` packets that ask for it, or when one is
 missing; after a quarter of the RTT for fewer (``MIN_ACK_DELAY`` to ``MAX_ACK_DELAY``); a single one waits for company. At the
@@ -66,6 +66,8 @@ _CONNECTED: Final = QuicConnectionState.CONNECTED
 _ACK_ROOM: Final = 32
 """Bytes that an ACK frame and a DATAGRAM header take at most where nothing is missing."""
 _DATAGRAM: Final = 0x31
+_FIRST: Final = 0x41
+"""First byte of a short header with a packet number of two bytes (RFC 9000 §17.3.1)."""
 _BYTES: Final = tuple(bytes((value,)) for value in range(256))
 """Cheaper than making them."""
 
@@ -93,30 +95,17 @@ class SentPacket:
         self.is_ack_eliciting = eliciting
 
 
-class _Opener:
-    """What opens packets, as long as ``aead`` is in use."""
+class _Keys:
+    """What opens or seals packets, kept at hand for as long as ``aead`` is in use; ``cipher`` is its bound method for that."""
 
-    __slots__ = ("aead", "decrypt", "iv", "masks", "phase")
+    __slots__ = ("aead", "cipher", "iv", "masks", "phase")
 
-    def __init__(self, keys: Any) -> None:
-        self.aead = keys.aead
-        self.decrypt = keys.aead._aead.decrypt
-        self.iv: int = keys.aead._iv
-        self.masks = keys.hp._encryptor.update
-        self.phase = 0x04 if keys.key_phase else 0
-
-
-class _Sealer:
-    """What seals packets, as long as ``aead`` is in use."""
-
-    __slots__ = ("aead", "encrypt", "first", "iv", "masks")
-
-    def __init__(self, keys: Any) -> None:
-        self.aead = keys.aead
-        self.encrypt = keys.aead._aead.encrypt
-        self.iv: int = keys.aead._iv
-        self.masks = keys.hp._encryptor.update
-        self.first = 0x41 | (0x04 if keys.key_phase else 0)
+    def __init__(self, context: Any, method: str) -> None:
+        self.aead = context.aead
+        self.cipher = getattr(context.aead._aead, method)
+        self.iv: int = context.aead._iv
+        self.masks = context.hp._encryptor.update
+        self.phase = 0x04 if context.key_phase else 0
 
 
 class FastPath:
@@ -131,8 +120,8 @@ class FastPath:
         self._recent = self._space.received_packets
         self._egress = quic.egress
         self._keys = quic._keys
-        self._opener = _Opener(self._keys.recv)
-        self._sealer = _Sealer(self._keys.send)
+        self._opener = _Keys(self._keys.recv, "decrypt")
+        self._sealer = _Keys(self._keys.send, "encrypt")
         self._on_ack_delivery = quic._on_ack_delivery
         self._idle_timeout = min(quic._configuration.idle_timeout, quic._remote_max_idle_timeout or inf)
         self._owed = 0
@@ -181,9 +170,9 @@ class FastPath:
         opener = self._opener
         keys = self._keys.recv
         if opener.aead is not keys.aead:
-            opener = self._opener = _Opener(keys)
+            opener = self._opener = _Keys(keys, "decrypt")
         masks: bytes = opener.masks(samples[0] if known == 1 else b"".join(samples))
-        decrypt, iv, phase = opener.decrypt, opener.iv, opener.phase
+        decrypt, iv, phase = opener.cipher, opener.iv, opener.phase
         state, space, recent = self._state, self._space, self._recent
         highest, bits = recent.highest, recent.bits
         expected = space.expected_packet_number
@@ -418,13 +407,13 @@ class FastPath:
         sealer = self._sealer
         keys = self._keys.send
         if sealer.aead is not keys.aead:
-            sealer = self._sealer = _Sealer(keys)
-        encrypt, iv = sealer.encrypt, sealer.iv
+            sealer = self._sealer = _Keys(keys, "encrypt")
+        encrypt, iv = sealer.cipher, sealer.iv
         destination: bytes = quic._peer_cid.cid
         overhead = 3 + len(destination) + _TAG
         capacity: int = quic._max_datagram_size
         capacity -= overhead
-        first = sealer.first | 0x20 if state.spin_bit else sealer.first
+        first = _FIRST | sealer.phase | (0x20 if state.spin_bit else 0)
         prefix = _BYTES[first] + destination
         number = state.packet_number
         sent = space.sent_packets

@@ -265,9 +265,9 @@ class RelayConnection:
         linger = self._linger_until if self._close is not None and not self.quic.is_ending else None
         deadlines = (
             self.quic.get_timer(), self.session.deadline, self._handshake_deadline, self._idle_deadline, linger, again,
+            self.quic.first_probe_at,
         )
-        deadline = min((deadline for deadline in deadlines if deadline is not None), default=inf)
-        deadline = min(deadline, self.quic.first_probe_at)
+        deadline = min(deadline for deadline in deadlines if deadline is not None)
         return deadline if deadline < inf else None
 
     def record(self, trace: QuicLoggerTrace | None) -> None:
