@@ -24,7 +24,7 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 TESTS: Final = tuple(f"tests.{name}" for name in (
     "test_form", "test_fastpath", "test_gather", "test_endpoint", "test_links", "test_egress", "test_idle", "test_connections",
     "test_session", "test_pmtu", "test_paths", "test_key_updates", "test_streams", "test_channels", "test_forwarding", "test_udp",
-    "test_allocation", "test_limiter", "test_deadlines", "properties",
+    "test_allocation", "test_limiter", "test_wheel", "test_recent", "test_congestion", "properties",
 ))
 REPLACING: Final = (
     "tests.test_gather.EndpointGatherTests.test_each_batch_begins_and_ends_once",

@@ -16,7 +16,7 @@ from zrc_relay.quic.congestion import (
     Pacer,
     RttMonitor,
 )
-from zrc_relay.quic.fastpath import SentPacket
+from zrc_relay.quic.onertt import SentPacket
 
 SIZE = 1200
 

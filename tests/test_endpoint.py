@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import random
+from math import inf
 from typing import Any
 
+from aioquic.tls import Epoch
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests import raw_quic as raw
-from tests.harness import RELAY_ADDRESS, World
+from tests.harness import OPEN_TIER, RELAY_ADDRESS, RELAY_ID, World
 from tests.raw_quic import Initial, Raw, ScriptedClient, leftovers
+from tests.relay_view import relay_end
 from zrc_relay.core.codes import ErrorCode, Role
 from zrc_relay.core.counters import Handshake, InputDrop
+from zrc_relay.core.relay import Policy
 from zrc_relay.quic import endpoint as endpoint_module
 from zrc_relay.quic.endpoint import RETIRED_ID_LIFETIME
+from zrc_relay.quic.fastpath import MAX_ACK_DELAY
 from zrc_relay.quic.settings import EndpointSettings
 from zrc_relay.quic.udp import Path, SocketAddress
 
@@ -387,20 +392,31 @@ class ClosingTests(SynchronousTestCase):
 class BatchTests(SynchronousTestCase):
     """A batch is done pair by pair: nobody's packets wait for those of all others to be opened (docs/architecture.md)."""
 
-    def test_what_one_pair_has_sent_leaves_before_the_next_pairs_packets_are_opened(self) -> None:
-        world = World()
-        pairs = [world.pair(world.token(allocation_id=bytes((number,)) * 16)) for number in range(2)]
-        world.run(1.0)
+    def hold(self, world: World) -> list[tuple[bytes, SocketAddress]]:
+        """Keep what is sent to the relay from now on; returns where."""
         arrived: list[tuple[bytes, SocketAddress]] = []
-        relay = world.network.hosts[RELAY_ADDRESS]
 
-        def hold(data: bytes, source: SocketAddress, to: SocketAddress) -> bytes | None:
+        def keep(data: bytes, source: SocketAddress, to: SocketAddress) -> bytes | None:
             if to != RELAY_ADDRESS:
                 return data
             arrived.append((data, source))
             return None
 
-        world.network.filter = hold
+        world.network.filter = keep
+        return arrived
+
+    def arrive(self, world: World, arrived: list[tuple[bytes, SocketAddress]]) -> None:
+        """All of it reaches the relay in one batch."""
+        relay = world.network.hosts[RELAY_ADDRESS]
+        for data, source in arrived:
+            world.endpoint.datagram_received(data, Path(source, relay))
+        world.endpoint.batch_done()
+
+    def test_what_one_pair_has_sent_leaves_before_the_next_pairs_packets_are_opened(self) -> None:
+        world = World()
+        pairs = [world.pair(world.token(allocation_id=bytes((number,)) * 16)) for number in range(2)]
+        world.run(1.0)
+        arrived = self.hold(world)
         for device, _ in pairs:
             device.send(bytes(1000))
         world.run(0.001)
@@ -414,11 +430,51 @@ class BatchTests(SynchronousTestCase):
 
         self.patch(second, "receive_batch", look)
         world.network.record = True
-        for data, source in arrived:
-            world.endpoint.datagram_received(data, Path(source, relay))
-        world.endpoint.batch_done()
+        self.arrive(world, arrived)
         self.assertEqual(before, [[pairs[0][1].host.sockaddr]])
         self.assertEqual(world.network.sent[-1][2], pairs[1][1].host.sockaddr)
+
+    def test_an_acknowledgement_that_found_no_room_leaves_in_time(self) -> None:
+        """RFC 9000 §13.2.1: within max_ack_delay, though what left before was full."""
+        world = World()
+        device, peer = world.pair()
+        world.run(1.0)
+        space = vars(relay_end(world, device).quic)["_spaces"][Epoch.ONE_RTT]
+        # Both in one batch, and what goes to the device is there first. Nothing reaches the relay after it.
+        arrived = self.hold(world)
+        peer.send(bytes(relay_end(world, device).max_payload))
+        device.send(b"asks for an acknowledgement")
+        world.run(0.001)
+        self.arrive(world, arrived)
+        self.assertLess(space.acks_at, inf)  # still owed: there was no room
+        world.run(MAX_ACK_DELAY + 0.001)
+        self.assertEqual(space.acks_at, inf)
+        self.assertEqual(len(device.got), 1)
+
+    def test_what_came_the_general_way_is_acknowledged_in_time(self) -> None:
+        """RFC 9000 §13.2.1, when the connection is on the short way again by then."""
+        world = World(policy=Policy(relay_id=RELAY_ID, instance_id=bytes(8), default_tier=OPEN_TIER, proving_roles=frozenset()))
+        device = ScriptedClient(world)
+        world.run(0.05)
+        device.allocate(world.token().encode(), role=raw.DEVICE)
+        for _ in range(30):
+            device.quic.send_datagram_frame(b"x")
+            device.flush()
+            world.run(0.03)
+        connection = relay_end(world, device)
+        self.assertIsNotNone(connection._fast)  # noqa: SLF001 - or this is no test
+        space = vars(connection.quic)["_spaces"][Epoch.ONE_RTT]
+        for step in range(3):
+            device.quic.send_stream_data(0, b"\x80")  # the begin of something, which is not answered
+            device.flush()
+            for _ in range(100):
+                world.run(0.0005)
+                if space.acks_at < inf:
+                    break
+            self.assertLess(space.acks_at, inf)  # it has come
+            world.run(0.005)
+            self.assertEqual(space.acks_at, inf)
+            world.run(step / 100)
 
     def test_what_is_due_when_a_batch_ends_does_not_wait_for_the_reactor(self) -> None:
         world = World()

@@ -496,5 +496,5 @@ class IsolationTests(SynchronousTestCase):
     def test_an_exception_when_its_timer_fires(self) -> None:
         connection = self.connection_of(self.device.host.sockaddr)
         self.patch(connection, "timed_out", self.explode)
-        self.device.send(b"x")  # the acknowledgement is on a timer
+        self.peer.send(b"x")  # what goes on to the device has a probe timeout
         self.check()

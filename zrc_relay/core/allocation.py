@@ -360,7 +360,9 @@ class Allocation:
 
         ``header`` is how many bytes of each are not payload.
         """
-        total = sum(map(len, packets)) - header * len(packets)
+        total = -header * len(packets)
+        for packet in packets:
+            total += len(packet)
         if self.admit_all(total, len(packets), now):
             return packets
         bucket, shared, quota = self._bucket, self._global_bucket, self.quota

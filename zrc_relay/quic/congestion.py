@@ -17,6 +17,7 @@ call. aioquic's own allows sixteen packets, then asks for a timer for each one.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from math import inf
 from typing import Any, Final
 
 BLACK_HOLE_LOSSES: Final = 6
@@ -43,7 +44,7 @@ _MAX_PACKET_TIME: Final = 1.0
 
 
 class Pacer:
-    """See the module's docstring. ``packet_time`` is the seconds that a full packet costs, None before an RTT is known.
+    """See the module's docstring. ``packet_time`` is the seconds that a full packet costs, 0 before an RTT is known.
 
     ``bucket_time`` is what may leave at once, in seconds, as of ``evaluation_time``; ``bucket_max`` bounds it.
     """
@@ -55,7 +56,7 @@ class Pacer:
         self.bucket_max = 0.0
         self.bucket_time = 0.0
         self.evaluation_time = 0.0
-        self.packet_time: float | None = None
+        self.packet_time = 0.0
 
     def update_rate(self, congestion_window: int, smoothed_rtt: float) -> None:
         """Pace for a window in bytes and an RTT in seconds."""
@@ -85,14 +86,14 @@ class Pacer:
 
     def next_send_time(self, now: float) -> float | None:
         """When the next packet may leave; None for now."""
-        if self.packet_time is None:
+        if not self.packet_time:
             return None
         self.update_bucket(now)
         return None if self.bucket_time > 0 else now + self.packet_time
 
     def update_after_send(self, now: float) -> None:
         """A packet has left."""
-        if self.packet_time is not None:
+        if self.packet_time:
             self.update_bucket(now)
             left = self.bucket_time - self.packet_time
             self.bucket_time = left if left > 0 else 0.0
@@ -101,13 +102,14 @@ class Pacer:
 class RttMonitor:
     """Tells when the RTT grows, which is when slow start should end before it fills a buffer (HyStart)."""
 
-    __slots__ = ("_base", "_growing", "_next", "_sampled_at", "_samples")
+    __slots__ = ("_base", "_growing", "_sampled_at", "_samples", "_taken")
 
     def __init__(self) -> None:
-        self._samples: list[float] = []
-        self._next = 0
+        self._samples = (0.0, 0.0, 0.0, 0.0, 0.0)
+        """The last ones, oldest first."""
+        self._taken = 0
         self._sampled_at = 0.0
-        self._base: float | None = None
+        self._base = inf
         self._growing = 0
 
     def is_growing(self, rtt: float, now: float) -> bool:
@@ -115,19 +117,21 @@ class RttMonitor:
         if now <= self._sampled_at + RTT_SAMPLE_INTERVAL:
             return False
         self._sampled_at = now
-        samples = self._samples
-        if len(samples) < RTT_SAMPLES:
-            samples.append(rtt)
-        else:
-            samples[self._next] = rtt
-        self._next = (self._next + 1) % RTT_SAMPLES
-        if len(samples) < RTT_SAMPLES:
+        _, first, second, third, fourth = self._samples
+        self._samples = (first, second, third, fourth, rtt)
+        if self._taken < RTT_SAMPLES - 1:
+            self._taken += 1
             return False
-        largest = max(samples)
+        # Two at a time: plain numbers for the compiler, where five would be objects.
+        one, other = max(first, second), max(third, fourth)
+        largest = max(one, other)
+        largest = max(largest, rtt)
         base = self._base
-        if base is None or base > largest:
+        if base > largest:
             base = self._base = largest
-        above = min(samples) - base
+        one, other = min(first, second), min(third, fourth)
+        least = min(one, other)
+        above = min(least, rtt) - base
         if above * 4 >= base:
             self._growing += 1
         elif above > 0:

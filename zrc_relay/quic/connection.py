@@ -240,8 +240,10 @@ class Connection(PathConnection):
             finally:
                 self._datagrams_pending = self.egress  # type: ignore[assignment]
         packets += super().datagrams_to_send(now)
-        self.one_rtt.attention = self._has_general_work()
-        self.one_rtt.probe_at = self.next_probe_at
+        state = self.one_rtt
+        state.attention = self._has_general_work()
+        state.probe_at = self.next_probe_at
+        state.revision += 1
         return packets
 
     def _has_general_work(self) -> bool:

@@ -4,13 +4,14 @@ Congestion control and pacing hold datagrams back, so a queue forms. It is bound
 what is late is worth less than what is new. It has the few methods of a deque that aioquic uses on its own (unbounded) queue of
 datagrams, so that it can stand in its place.
 
-Payloads come in batches, so the time is kept once for each batch, with how many of it are left.
+Payloads come in batches, so the time is kept once for each batch, with how many of it are left; mostly there is one at a time.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from math import inf
 from typing import Final
 
 from zrc_relay.core.histogram import Waits
@@ -36,7 +37,12 @@ class EgressQueue:
         self._on_drop = on_drop
         self.payloads: deque[bytes] = deque()
         """What waits, oldest first. Who takes from it directly says so with ``took``."""
-        self._batches: deque[list[float]] = deque()
+        self._since = inf
+        """When the oldest were queued,"""
+        self._oldest = 0
+        """and how many of them are left."""
+        self._younger: deque[tuple[float, int]] = deque()
+        """The same for those behind them."""
         self.size = 0
 
     def push(self, payload: bytes, now: float) -> None:
@@ -48,24 +54,23 @@ class EgressQueue:
         if not payloads:
             return
         self.payloads.extend(payloads)
-        self._batches.append([now, len(payloads)])
-        least = self.MIN_COST
+        if self._oldest:
+            self._younger.append((now, len(payloads)))
+        else:
+            self._since, self._oldest = now, len(payloads)
         for payload in payloads:
             size = len(payload)
-            self.size += max(least, size)
+            self.size += max(size, self.MIN_COST)
         while self.size > self._max_bytes and len(self.payloads) > 1:
             self._drop()
 
     def expire(self, now: float) -> None:
         """Drop what has waited longer than ``max_age``."""
-        batches = self._batches
-        if not batches:
-            return
-        age = now - batches[0][0]
+        age = now - self._since
         if age >= WORTH_NOTING and self._waits is not None:
             self._waits.note(age, now)
         limit = now - self._max_age
-        while batches and batches[0][0] < limit:
+        while self._since < limit:
             self._drop()
 
     def _drop(self) -> None:
@@ -74,33 +79,29 @@ class EgressQueue:
     def popleft(self) -> bytes:
         """Take the oldest payload."""
         payload = self.payloads.popleft()
-        batch = self._batches[0]
-        if batch[1] == 1:
-            self._batches.popleft()
-        else:
-            batch[1] -= 1
-        self.size -= max(len(payload), self.MIN_COST)
+        self.took(1, max(len(payload), self.MIN_COST))
         return payload
 
     def took(self, count: int, cost: int) -> None:
         """``count`` payloads were taken from the front of ``payloads``, which counted ``cost`` bytes together."""
         self.size -= cost
-        batches = self._batches
-        while count:
-            batch = batches[0]
-            if batch[1] > count:
-                batch[1] -= count
-                return
-            count -= int(batch[1])
-            batches.popleft()
+        left = self._oldest - count
+        while left <= 0:
+            if not self._younger:
+                self._since, left = inf, 0
+                break
+            self._since, more = self._younger.popleft()
+            left += more
+        self._oldest = left
 
     def remove_larger(self, limit: int) -> list[bytes]:
         """Take out the payloads of more than ``limit`` bytes, in order."""
         larger: list[bytes] = []
-        payloads, batches = self.payloads, self._batches
-        self.payloads, self._batches, self.size = deque(), deque(), 0
+        payloads, batches = self.payloads, [(self._since, self._oldest), *self._younger]
+        self.payloads, self._younger = deque(), deque()
+        self._since, self._oldest, self.size = inf, 0, 0
         for time, count in batches:
-            batch = [payloads.popleft() for _ in range(int(count))]
+            batch = [payloads.popleft() for _ in range(count)]
             larger += [payload for payload in batch if len(payload) > limit]
             self.extend([payload for payload in batch if len(payload) <= limit], time)
         return larger

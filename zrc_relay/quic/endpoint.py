@@ -8,8 +8,8 @@ for that. ``batch_done`` then flushes each connection that was touched, once, ho
 
 * ``routes`` maps our connection ids to connections: those issued, those retired lately (so that late packets do not look like a
   stranger's), and during the handshake the id the client chose.
-* Deadlines of all connections share one ``Deadlines`` heap and one reactor timer, which is re-armed only when the earliest
-  deadline moves earlier.
+* Deadlines of all connections share one ``Wheel`` and one reactor timer, which is re-armed only when the earliest deadline moves
+  earlier.
 * An exception in the processing of one connection ends that connection (R5.6); it is logged with its name and counted.
 
 Bounds: ``MAX_HANDSHAKES`` half-open connections and ``max_connections`` in all; past them Initials are dropped.
@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from math import ceil, inf
+from math import inf
 from typing import ClassVar, Final, cast
 
 from twisted.internet.protocol import DatagramProtocol
@@ -30,7 +30,6 @@ from zrc_relay.core.authorisation import Refused
 from zrc_relay.core.channel import CHANNEL_FIRST_BYTE, CHANNEL_HEADER, Channel, is_one_channel
 from zrc_relay.core.codes import ErrorCode
 from zrc_relay.core.counters import Handshake, InputDrop, Limit
-from zrc_relay.core.deadlines import Deadlines
 from zrc_relay.core.relay import Relay
 from zrc_relay.core.sources import numeric
 from zrc_relay.quic.clock import Clock, DelayedCall
@@ -42,6 +41,7 @@ from zrc_relay.quic.settings import Credentials, EndpointSettings
 from zrc_relay.quic.stateless import SUPPORTED_VERSIONS, LongHeader, parse_long_header, version_negotiation
 from zrc_relay.quic.strays import Strays
 from zrc_relay.quic.udp import Path
+from zrc_relay.quic.wheel import Wheel
 
 MAX_HANDSHAKES: Final = 1024
 """Half-open connections at a time: some 75 MB, and three times what a core can complete within ``handshake_timeout``."""
@@ -57,8 +57,6 @@ MAX_FLUSH_ROUNDS: Final = 64
 TIMEOUT_BUDGET: Final = 0.003
 """Seconds after which connections whose time has come wait until packets were looked at: handshakes of a flood have theirs all at
 once."""
-WAKES_PER_SECOND: Final = 1000
-"""Timers are rounded up to parts of a second, 1 ms as RFC 9002 §6.1.2 has it, so that many connections share a wake-up."""
 
 
 class Endpoint(DatagramProtocol):
@@ -95,7 +93,7 @@ class Endpoint(DatagramProtocol):
         self._connections: set[RelayConnection] = set()
         self._handshaking: set[RelayConnection] = set()
         self._touched: dict[RelayConnection, None] = {}
-        self._deadlines: Deadlines[RelayConnection] = Deadlines()
+        self._deadlines: Wheel[RelayConnection] = Wheel()
         self._door = Door(relay, ids, random, now())
         self._strays = Strays(relay.counters, ids, random, now())
         self._access_revision = relay.admission.lists.revision
@@ -355,10 +353,13 @@ class Endpoint(DatagramProtocol):
         if self._batch_now is None:
             self._wake(self._now())
 
-    def expect(self, connection: RelayConnection, deadline: float | None) -> None:
+    def expect(self, connection: RelayConnection, deadline: float) -> None:
         """See ``Host``."""
-        connection.wakes_at = inf if deadline is None else deadline
         self._deadlines.set(connection, deadline)
+
+    def expect_owing(self, connection: RelayConnection, at: float) -> None:
+        """See ``Host``."""
+        self._deadlines.set_owing(connection, at)
 
     # -- time
 
@@ -396,6 +397,7 @@ class Endpoint(DatagramProtocol):
         self._flush(self._now(), self._wall())
         for connection in list(self._connections):
             self._remove(connection)
+        self._deadlines = Wheel()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -419,22 +421,22 @@ class Endpoint(DatagramProtocol):
         return list(self._connections)
 
     def _wake(self, deadline: float) -> None:
-        now = self._now()
-        if deadline > now:
-            deadline = ceil(deadline * WAKES_PER_SECOND) / WAKES_PER_SECOND
         if self._timer is not None:
             if deadline >= self._timer_at:
                 return
             self._timer.cancel()
         self._timer_at = deadline
-        self._timer = self._clock.callLater(max(0.0, deadline - now), self._timed_out)
+        self._timer = self._clock.callLater(max(0.0, deadline - self._now()), self._timed_out)
 
     def _timed_out(self) -> None:
         self._timer = None
         now, wall = self._now(), self._wall()
         self._batch_now = now
-        for connection in self._deadlines.due(now):
-            connection.wakes_at = inf
+        ready, owing = self._deadlines.due(now)
+        for connection in owing:
+            if connection.owes:
+                self._touched[connection] = None
+        for connection in ready:
             if self._now() - now > TIMEOUT_BUDGET:
                 self.expect(connection, now)  # its turn comes after the packets that wait
                 continue
@@ -460,7 +462,7 @@ class Endpoint(DatagramProtocol):
         upcoming = self._deadlines.next()
         if self._touched:
             self._wake(now)
-        elif upcoming is not None:
+        elif upcoming < inf:
             self._wake(upcoming)
 
     def _flush_touched(self, now: float, wall: float) -> None:
@@ -530,7 +532,7 @@ class Endpoint(DatagramProtocol):
             self.relay.limited(Limit.AMPLIFICATION, remote.host, remote.port, "pattern")
         self._connections.discard(connection)
         self._handshaking.discard(connection)
-        self._deadlines.set(connection, None)
+        self._deadlines.set(connection, inf)
         routes = self._routes
         for connection_id in (*connection.quic.own_ids, connection.first_destination_id):
             if routes.get(connection_id) is connection:

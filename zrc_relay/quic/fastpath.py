@@ -13,8 +13,10 @@ The rules:
   unusual it is handed over as it came, and the general machinery opens it again.
 * **No meaning of its own.** What a frame does here is what it does there; a differential test feeds both the same packets.
 * **Batches.** Header protection is AES in ECB mode over a sample of each packet: one call makes the masks of a whole batch.
-  What is the same for all packets of a batch is looked up once and written back once, and batches of one packet are the most
-  frequent ones: what is looked up for them is kept at hand (``_Keys``, ``onertt.py``).
+  What is the same for all packets of a batch is looked up once and written back once.
+* **At hand.** Batches of one packet are the most frequent ones, and with thousands of connections every object that a packet
+  leads to is one that the processor has forgotten. So what each packet changes is in few plain objects (``onertt.py``), and what
+  only the general way changes is kept here, for as long as that had no turn (``_look``).
 
 **When to acknowledge** is ours to choose (RFC 9000 §13.2.2): at once after ``ACK_EVERY`` packets that ask for it, or when one is
 missing; after a quarter of the RTT for fewer (``MIN_ACK_DELAY`` to ``MAX_ACK_DELAY``); a single one waits for company. At the
@@ -28,11 +30,10 @@ aioquic's private attributes are touched in this module, in ``connection.py``, a
 from __future__ import annotations
 
 from math import inf
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 from aioquic.quic.congestion.base import K_GRANULARITY
 from aioquic.quic.connection import QuicConnectionState
-from aioquic.quic.packet import QuicPacketType
 from aioquic.quic.packet_builder import QuicDeliveryState
 from aioquic.quic.recovery import MAX_ACK_RANGES
 from aioquic.tls import CipherSuite, Epoch
@@ -41,8 +42,8 @@ from cryptography.exceptions import InvalidTag
 from zrc_relay.quic.connection import ACKS_PER_PING, Connection
 from zrc_relay.quic.egress import EgressQueue
 from zrc_relay.quic.frames import ack_frame, parse
-from zrc_relay.quic.onertt import PacketSpace
-from zrc_relay.quic.recent import WINDOW, WINDOW_MASK
+from zrc_relay.quic.onertt import PacketSpace, SentPacket
+from zrc_relay.quic.recent import ReceivedRanges, RecentPackets
 
 ACK_EVERY: Final = 10
 """Ack-eliciting packets after which an acknowledgement leaves at once."""
@@ -72,29 +73,6 @@ _BYTES: Final = tuple(bytes((value,)) for value in range(256))
 """Cheaper than making them."""
 
 
-class SentPacket:
-    """A packet that went out on the short way, with the attributes that loss recovery looks at.
-
-    The same as aioquic's ``QuicSentPacket`` where it matters, at a quarter of the cost: what never differs is a class attribute.
-    """
-
-    __slots__ = ("delivery_handlers", "in_flight", "is_ack_eliciting", "packet_number", "sent_bytes", "sent_time")
-
-    epoch: ClassVar = Epoch.ONE_RTT
-    is_crypto_packet: ClassVar = False
-    packet_type: ClassVar = QuicPacketType.ONE_RTT
-
-    def __init__(  # one for each packet that leaves
-        self, packet_number: int, sent_time: float, sent_bytes: int, handlers: Any, eliciting: bool  # noqa: FBT001
-    ) -> None:
-        self.packet_number = packet_number
-        self.sent_time = sent_time
-        self.sent_bytes = sent_bytes
-        self.delivery_handlers = handlers
-        self.in_flight = eliciting
-        self.is_ack_eliciting = eliciting
-
-
 class _Keys:
     """What opens or seals packets, kept at hand for as long as ``aead`` is in use; ``cipher`` is its bound method for that."""
 
@@ -117,12 +95,16 @@ class FastPath:
         self._path = quic._recovery.path
         space: Any = quic._spaces[Epoch.ONE_RTT]
         self._space: PacketSpace = space
-        self._recent = self._space.received_packets
+        self._recent: RecentPackets = self._space.received_packets
+        self._ranges: ReceivedRanges = self._space.ack_queue
         self._egress = quic.egress
-        self._keys = quic._keys
+        self._keys: Any = quic._keys
         self._opener = _Keys(self._keys.recv, "decrypt")
         self._sealer = _Keys(self._keys.send, "encrypt")
         self._on_ack_delivery = quic._on_ack_delivery
+        self._ack_delays: tuple[int, int] = (quic._remote_ack_delay_exponent, quic._local_ack_delay_exponent)
+        quic._loss.peer_completed_address_validation = True  # or the handshake would not be confirmed
+        self._look()
         self._idle_timeout = min(quic._configuration.idle_timeout, quic._remote_max_idle_timeout or inf)
         self._owed = 0
         """Ack-eliciting packets that were received and not acknowledged, as far as they came this way."""
@@ -131,6 +113,26 @@ class FastPath:
         """Whether the last batch brought anything authentic."""
         self._pto = self._probe_timeout()
         """The PTO in seconds without backoff, as of the last packet."""
+
+    def _look(self) -> None:
+        """Note what only the general way changes."""
+        quic, keys = self._quic, self._keys
+        path = quic._network_paths[0]
+        self._revision = self._state.revision
+        self.address: Any = path.addr
+        """Where packets go now."""
+        self._is_open = path.is_validated and quic._state is _CONNECTED and not quic._close_pending
+        self._own_id: bytes = quic.host_cid
+        self._peer_id: bytes = quic._peer_cid.cid
+        self._path_since: int = quic._path_since
+        self._datagram_size: int = quic._max_datagram_size
+        self._update_keys_at: int = quic._keys_since + quic.key_update_packets
+        self._holds_previous: bool = keys.holds_previous
+        self._is_settled = False
+        if self._opener.aead is not keys.recv.aead:
+            self._opener = _Keys(keys.recv, "decrypt")
+        if self._sealer.aead is not keys.send.aead:
+            self._sealer = _Keys(keys.send, "encrypt")
 
     @staticmethod
     def usable(quic: Connection) -> bool:
@@ -148,17 +150,12 @@ class FastPath:
         one to ``Connection.receive_datagram``.
         """
         self.heard = False
-        quic = self._quic
-        network_path = quic._network_paths[0]
-        address = network_path.addr
-        if (
-            (address is not path and address != path)
-            or not network_path.is_validated
-            or quic._state is not _CONNECTED
-            or quic._close_pending
-        ):
+        state = self._state
+        if state.attention or state.revision != self._revision:
+            self._look()
+        if not self._is_open or (path is not self.address and path != self.address):
             return [], packets
-        own_id: bytes = quic.host_cid
+        own_id = self._own_id
         samples: list[bytes] = []
         for packet in packets:
             if len(packet) < _MIN_PACKET or packet[1:_DCID_END] != own_id:
@@ -168,19 +165,11 @@ class FastPath:
         if not known:
             return [], packets
         opener = self._opener
-        keys = self._keys.recv
-        if opener.aead is not keys.aead:
-            opener = self._opener = _Keys(keys, "decrypt")
         masks: bytes = opener.masks(samples[0] if known == 1 else b"".join(samples))
         decrypt, iv, phase = opener.cipher, opener.iv, opener.phase
-        state, space, recent = self._state, self._space, self._recent
-        highest, bits = recent.highest, recent.bits
+        space, recent = self._space, self._recent
         expected = space.expected_packet_number
-        ranges = space.ack_queue._RangeSet__ranges  # type: ignore[attr-defined]
-        tail_start = tail_stop = -1
-        if ranges:
-            tail = ranges[-1]
-            tail_start, tail_stop = tail.start, tail.stop
+        ranges = self._ranges
         payloads: list[bytes] = []
         handled = 0
         heard = has_gap = False
@@ -213,8 +202,7 @@ class FastPath:
             except InvalidTag:
                 handled += 1  # not from our peer, or damaged: dropped
                 continue
-            ahead = number - highest
-            if ahead <= 0 and (ahead <= -WINDOW or bits >> -ahead & 1):
+            if number <= recent.highest and number in recent:
                 handled += 1  # a duplicate, or as good as one
                 continue
             before = len(payloads)
@@ -230,17 +218,10 @@ class FastPath:
                 if acked is not None:
                     delay, acked_ranges = acked
                     newest = acked_ranges[0][1]
-                    if newest <= quic._path_since or newest > state.packet_number or len(acked_ranges) > MAX_ACK_RANGES:
+                    if newest <= self._path_since or newest > state.packet_number or len(acked_ranges) > MAX_ACK_RANGES:
                         del payloads[before:]
                         break  # about packets that took another path or were never sent, or more ranges than anybody needs
-                    if ranges and tail_stop != ranges[-1].stop:
-                        ranges[-1] = range(tail_start, tail_stop)
                     self._acknowledged(delay, acked_ranges, now)
-                    if ranges:
-                        tail = ranges[-1]
-                        tail_start, tail_stop = tail.start, tail.stop
-                    else:
-                        tail_start = tail_stop = -1
             handled += 1
             heard = True
             if number > expected:
@@ -248,34 +229,22 @@ class FastPath:
             if number > state.spin_highest:
                 state.spin_bit = first & 0x20 != 0
                 state.spin_highest = number
-            if ahead > 0:
-                bits = (bits << ahead | 1) & WINDOW_MASK if ahead < WINDOW else 1
-                highest = number
-            else:
-                bits |= 1 << -ahead
-            if number == tail_stop:
-                tail_stop += 1
-            else:
-                if ranges:
-                    ranges[-1] = range(tail_start, tail_stop)
-                    has_gap = True
-                space.ack_queue.add(number)
-                if len(ranges) > MAX_ACK_RANGES:
-                    space.ack_queue.shift()
-                tail = ranges[-1]
-                tail_start, tail_stop = tail.start, tail.stop
+            recent.add(number)
+            if ranges.start < ranges.stop != number:
+                has_gap = True
+            ranges.add(number)
+            if len(ranges) > MAX_ACK_RANGES:
+                ranges.shift()
             if eliciting:
                 eliciting_packets += 1
         if heard:
             self.heard = True
-            if tail_stop != ranges[-1].stop:
-                ranges[-1] = range(tail_start, tail_stop)
-            if highest > space.largest_received_packet:
-                space.largest_received_packet = highest
-                space.largest_received_time = now
-            recent.highest, recent.bits = highest, bits
+            if recent.highest > space.largest_received_packet:
+                space.largest_received_packet = recent.highest
+                space.heard_at = now
             space.expected_packet_number = expected
-            self._keys.is_settled = True  # the peer was heard with the keys in use (RFC 9001 §6.5)
+            if not self._is_settled:
+                self._is_settled = self._keys.is_settled = True  # the peer was heard with the keys in use (RFC 9001 §6.5)
             pto = self._pto = self._probe_timeout()
             idle = self._idle_timeout
             state.close_at = now + (idle if idle > 3 * pto else 3 * pto)  # RFC 9000 §10.1
@@ -286,12 +255,12 @@ class FastPath:
     def _owe(self, packets: int, now: float, at_once: bool) -> None:  # noqa: FBT001 - twice for each packet that is alone
         """Set when ``packets`` more that ask for an acknowledgement get it."""
         space = self._space
-        if space.ack_at is None or not self._owed:
+        if space.acks_at == inf or not self._owed:
             self._owed = 0  # acknowledged since, perhaps on the general way
             self._owed_since = now
         owed = self._owed = self._owed + packets
         if at_once or owed >= ACK_EVERY or (owed >= ACK_EVERY_AT_FIRST and space.largest_received_packet < FIRST_PACKETS):
-            space.ack_at = now - K_GRANULARITY  # overdue: aioquic lets pacing hold back one that is due right now
+            space.acks_at = now - K_GRANULARITY  # overdue: aioquic lets pacing hold back one that is due right now
             return
         if owed == 1:
             at = ((now + MAX_ACK_DELAY) // ACK_TICK) * ACK_TICK
@@ -303,16 +272,14 @@ class FastPath:
                 delay = MAX_ACK_DELAY
             at = self._owed_since + delay
         if at <= now:
-            space.ack_at = now - K_GRANULARITY
-        elif space.ack_at is None or at < space.ack_at:
-            space.ack_at = at
+            space.acks_at = now - K_GRANULARITY
+        elif at < space.acks_at:
+            space.acks_at = at
 
     def _acknowledged(self, delay: int, ranges: list[tuple[int, int]], now: float) -> None:
         """Process an ACK frame (RFC 9002 §A.7), as ``QuicPacketRecovery.on_ack_received`` does."""
-        quic, space, path = self._quic, self._space, self._path
-        loss: Any = quic._loss
+        space, path = self._space, self._path
         congestion = path.congestion
-        loss.peer_completed_address_validation = True
         largest = ranges[0][1] - 1
         space.largest_acked_packet = max(space.largest_acked_packet, largest)
         sent = space.sent_packets
@@ -320,18 +287,18 @@ class FastPath:
         newest_at = 0.0
         eliciting = 0
         if sent:
-            lowest: int = next(iter(sent))
+            oldest = _first(sent)
             for start, stop in reversed(ranges):
-                if stop <= lowest:
+                if stop <= oldest:
                     continue
-                numbers = range(max(start, lowest), stop)
-                candidates: list[int]
-                if len(numbers) > 2 * len(sent):
-                    candidates = [number for number in sent if number in numbers]
+                first = max(start, oldest)
+                if stop - first > 2 * len(sent):
+                    numbers = [number for number in sent if first <= number < stop]
                 else:
-                    candidates = [number for number in numbers if number in sent]
-                for number in candidates:
-                    packet = sent.pop(number)
+                    numbers = [number for number in range(first, stop) if number in sent]
+                for number in numbers:
+                    packet = sent[number]
+                    del sent[number]
                     newest = number
                     newest_at = packet.sent_time
                     if packet.is_ack_eliciting:
@@ -347,7 +314,7 @@ class FastPath:
         space.ack_eliciting_in_flight -= eliciting
         if newest == largest and eliciting:
             latest = now - newest_at
-            ack_delay = (delay << quic._remote_ack_delay_exponent) / 1_000_000
+            ack_delay = (delay << self._ack_delays[0]) / 1_000_000
             ack_delay = min(ack_delay, path.max_ack_delay)
             rtt = max(0.001, latest)
             lowest_rtt = path.rtt_min
@@ -366,21 +333,16 @@ class FastPath:
                 path.rtt_smoothed = 7 / 8 * path.rtt_smoothed + 1 / 8 * rtt
             congestion.on_rtt_measurement(now=now, rtt=latest)
             path.pacer.update_rate(congestion.congestion_window, path.rtt_smoothed)
-        if sent and next(iter(sent)) <= space.largest_acked_packet:
-            loss._detect_loss(now=now, space=space)
+        if sent and _first(sent) <= space.largest_acked_packet:
+            self._quic._loss._detect_loss(now=now, space=space)
             self._state.attention = True
         else:
-            space.loss_time = None
+            space.loses_at = inf
         if path.pto_count:
             path.pto_count = 0
             self._state.attention = True  # the next probe is due earlier than it was
 
     # -- out
-
-    @property
-    def address(self) -> Any:
-        """Where packets go now."""
-        return self._quic._network_paths[0].addr
 
     def seal(self, now: float) -> list[bytes]:
         """Packets with the payloads that may leave now and the acknowledgement that is due.
@@ -389,30 +351,28 @@ class FastPath:
         """
         state, space, egress = self._state, self._space, self._egress
         queue = egress.payloads
-        ack_at = space.ack_at
-        ack_due = ack_at is not None and ack_at <= now
-        state.pacing_at = None
+        is_ack_owed = space.acks_at < inf
+        ack_due = space.acks_at <= now
+        state.pacing_at = inf
         if queue:
             egress.expire(now)
         elif not ack_due:
             return []
-        quic, path = self._quic, self._path
+        if state.revision != self._revision:
+            self._look()
+        path = self._path
         congestion, pacer = path.congestion, path.pacer
         room = congestion.congestion_window - congestion.bytes_in_flight
         step = pacer.packet_time
         credit = 0.0
-        if step is not None:
+        if step:
             pacer.update_bucket(now)
             credit = pacer.bucket_time
         sealer = self._sealer
-        keys = self._keys.send
-        if sealer.aead is not keys.aead:
-            sealer = self._sealer = _Keys(keys, "encrypt")
         encrypt, iv = sealer.cipher, sealer.iv
-        destination: bytes = quic._peer_cid.cid
+        destination = self._peer_id
         overhead = 3 + len(destination) + _TAG
-        capacity: int = quic._max_datagram_size
-        capacity -= overhead
+        capacity = self._datagram_size - overhead
         first = _FIRST | sealer.phase | (0x20 if state.spin_bit else 0)
         prefix = _BYTES[first] + destination
         number = state.packet_number
@@ -424,22 +384,23 @@ class FastPath:
             frames: list[bytes] = []
             handlers: Any = ()
             left, window = capacity, room - flight - overhead
-            if ack_due or (ack_at is not None and not bodies and len(queue[0]) + _ACK_ROOM <= min(capacity, room - overhead)):
+            if ack_due or (is_ack_owed and not bodies and len(queue[0]) + _ACK_ROOM <= min(capacity, room - overhead)):
                 ack_due = False
                 frame = self._ack_frame(now)
                 frames.append(frame)
                 left -= len(frame)
                 window -= len(frame)
                 handlers = ((self._on_ack_delivery, (space, space.largest_received_packet)),)
-                ack_at = space.ack_at = None
+                is_ack_owed = False
+                space.acks_at = inf
                 self._owed = 0
                 state.acks_sent += 1
-                wants_answer = (number % 8 == 0 and len(space.ack_queue) > 1) or state.acks_sent % ACKS_PER_PING == 0
+                wants_answer = (number % 8 == 0 and len(self._ranges) > 1) or state.acks_sent % ACKS_PER_PING == 0
                 if wants_answer and window > 0:
                     frames.append(b"\x01")  # so that the peer acknowledges an acknowledgement, and what is old can go
                     left -= 1
                     window -= 1
-            elif step is not None and credit <= 0:
+            elif step and credit <= 0:
                 state.pacing_at = now + step
                 break
             if window < left:
@@ -474,7 +435,7 @@ class FastPath:
             if in_flight:
                 flight += size
                 eliciting += 1
-            if step is not None:
+            if step:
                 credit = credit - step if credit >= step else 0.0
             bodies.append(body)
             samples.append(body[2:18])
@@ -483,7 +444,7 @@ class FastPath:
             egress.took(taken, cost)
         if not bodies:
             return []
-        if step is not None:
+        if step:
             pacer.bucket_time = credit
         if eliciting:
             space.ack_eliciting_in_flight += eliciting
@@ -501,7 +462,7 @@ class FastPath:
             offset += 16
             number += 1
         state.packet_number = number
-        if number - quic._keys_since >= quic.key_update_packets or self._keys._previous is not None:
+        if number >= self._update_keys_at or self._holds_previous:
             state.attention = True
         return packets
 
@@ -510,15 +471,11 @@ class FastPath:
     @property
     def ack_at(self) -> float:
         """When the acknowledgement that is owed leaves at the latest; infinity when none is."""
-        at = self._space.ack_at
-        return inf if at is None else at
+        return self._space.acks_at
 
     def has_sooner_deadline(self, than: float, now: float) -> bool:
-        """Whether there is a deadline before ``than`` since something may have been sealed at ``now``."""
-        pacing_at, ack_at = self._state.pacing_at, self._space.ack_at
-        if (pacing_at is not None and pacing_at < than) or (ack_at is not None and ack_at < than):
-            return True  # an acknowledgement may be owed that did not fit beside what has left
-        return than > now + self._pto and self._space.ack_eliciting_in_flight > 0
+        """Whether there is a ``deadline`` before ``than`` since something may have been sealed at ``now``."""
+        return self._state.pacing_at < than or (than > now + self._pto and self._space.ack_eliciting_in_flight > 0)
 
     def _probe_timeout(self) -> float:
         """The PTO in seconds without backoff (RFC 9002 §6.2.1)."""
@@ -532,23 +489,25 @@ class FastPath:
     def recovery_deadline(self, idle_margin: float) -> float:
         """When the loss detection timer expires (RFC 9002 §A.8), or ``idle_margin`` seconds before the idle timer does."""
         space = self._space
-        at = (self._state.close_at or inf) - idle_margin
-        if space.loss_time is not None:
-            return min(at, space.loss_time)
+        at = self._state.close_at - idle_margin
+        if space.loses_at < inf:
+            return min(at, space.loses_at)
         if space.ack_eliciting_in_flight:
             return min(at, self._path.last_eliciting_at + self._probe_timeout() * (1 << self._path.pto_count))
         return at
 
     def deadline(self, idle_margin: float) -> float:
-        """The same, or before that when an acknowledgement or a packet that the pacer holds back is due."""
-        at = self.recovery_deadline(idle_margin)
-        ack_at, pacing_at = self._space.ack_at, self._state.pacing_at
-        if ack_at is not None and ack_at < at:
-            at = ack_at
-        return pacing_at if pacing_at is not None and pacing_at < at else at
+        """The same, or before that when a packet that the pacer holds back is due; acknowledgements are apart (``ack_at``)."""
+        return min(self.recovery_deadline(idle_margin), self._state.pacing_at, self._state.search_at)
 
     def _ack_frame(self, now: float) -> bytes:
         """An ACK frame for what was received (RFC 9000 §19.3)."""
-        space = self._space
-        delay = int((now - (space.largest_received_time or now)) * 1_000_000) >> self._quic._local_ack_delay_exponent
-        return ack_frame(space.ack_queue._RangeSet__ranges, max(0, delay))  # type: ignore[attr-defined]
+        delay = int((now - self._space.heard_at) * 1_000_000) >> self._ack_delays[1]
+        return ack_frame(self._ranges, max(0, delay))
+
+
+def _first(sent: dict[int, SentPacket]) -> int:
+    """The number of the oldest packet on its way; there must be one."""
+    for number in sent:
+        return number
+    raise LookupError

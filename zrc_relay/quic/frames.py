@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from typing import Final
 
 from zrc_relay.core.varint import encode_varint
+from zrc_relay.quic.recent import ReceivedRanges
 
 MAX_ACK_BLOCKS: Final = 32
 """Ranges behind the first that an ACK frame of ours tells."""
@@ -15,17 +15,13 @@ Acked = tuple[int, list[tuple[int, int]]]
 """The encoded delay of an ACK frame, and its ranges, newest first."""
 
 
-def ack_frame(ranges: Sequence[range], delay: int) -> bytes:
-    """An ACK frame for ``ranges`` of packet numbers, oldest first, with the encoded ``delay``."""
-    last = ranges[-1]
-    if len(ranges) == 1:  # nothing is missing
-        largest = last.stop - 1
-        return b"\x02" + encode_varint(largest) + encode_varint(delay) + b"\0" + encode_varint(largest - last.start)
-    parts = [b"\x02", encode_varint(last.stop - 1), encode_varint(delay)]
-    older = ranges[-2 : -2 - MAX_ACK_BLOCKS : -1]
-    parts.append(encode_varint(len(older)))
-    parts.append(encode_varint(last.stop - 1 - last.start))
-    start = last.start
+def ack_frame(received: ReceivedRanges, delay: int) -> bytes:
+    """An ACK frame for what was ``received``, at least one packet, with the encoded ``delay``."""
+    start, largest = received.start, received.stop - 1
+    older = received.newest_earlier(MAX_ACK_BLOCKS)
+    if not older:  # nothing is missing
+        return b"".join((b"\x02", encode_varint(largest), encode_varint(delay), b"\0", encode_varint(largest - start)))
+    parts = [b"\x02", encode_varint(largest), encode_varint(delay), encode_varint(len(older)), encode_varint(largest - start)]
     for block in older:
         parts.append(encode_varint(start - block.stop - 1))
         parts.append(encode_varint(block.stop - block.start - 1))

@@ -19,8 +19,8 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-PACKETS: Final = 16
-"""Packets that are worth a wake-up: twice as many save less than a tenth."""
+PACKETS: Final = 20
+"""Packets that are worth a wake-up. With 24 one more tenth would be saved at 20,000 a second, and a fifth more latency added."""
 WORTH: Final = 6
 """Packets that must be expected within ``seconds``: fewer are not worth that they wait."""
 WINDOW: Final = 0.02

@@ -39,6 +39,7 @@ from zrc_relay.quic.oversize import OversizeSender
 from zrc_relay.quic.settings import Credentials, EndpointSettings
 from zrc_relay.quic.streams import Forwarder
 from zrc_relay.quic.udp import Path
+from zrc_relay.quic.wheel import Timed
 
 IDLE_MARGIN: Final = 0.1
 """Seconds, beside one PTO, before QUIC's idle timeout at which a connection is closed with a word (R5.5)."""
@@ -69,12 +70,16 @@ class Host(Protocol):
         """``connection`` has something to send: flush it at the end of the batch."""
         ...
 
-    def expect(self, connection: RelayConnection, deadline: float | None) -> None:
-        """Call ``connection.timed_out`` at ``deadline`` (monotonic seconds; None: never) instead of when it was to be called."""
+    def expect(self, connection: RelayConnection, deadline: float) -> None:
+        """Call ``connection.timed_out`` at ``deadline`` (monotonic seconds; infinity: never) and not when it was to be called."""
+        ...
+
+    def expect_owing(self, connection: RelayConnection, at: float) -> None:
+        """Flush ``connection``, which owes an acknowledgement, at ``at``, whatever else is expected of it."""
         ...
 
 
-class RelayConnection:
+class RelayConnection(Timed):
     """See the module's docstring. It keeps the ``credentials`` and ``settings`` that it began with."""
 
     __deletable__ = ("_oversize", "streams")  # in ``let_go``; mypyc wants to know
@@ -91,6 +96,7 @@ class RelayConnection:
         path: Path,
         now: float,
     ) -> None:
+        super().__init__()
         self._host = host
         self._ids = ids
         self.certificate_sha256 = credentials.certificate_sha256
@@ -133,8 +139,6 @@ class RelayConnection:
         self._max_payload = 0
         self._known_path = path
         self._key_updates = 0
-        self.wakes_at = inf
-        """When the endpoint calls ``timed_out``, as it was asked to: kept by the endpoint."""
 
     def _queue(self, settings: EndpointSettings) -> EgressQueue:
         waits = self._host.relay.counters.egress_waits
@@ -188,20 +192,28 @@ class RelayConnection:
         at = fast.ack_at
         if self._state.attention or self._egress.payloads or at <= now:
             self._host.touch(self)
-        elif at < self.wakes_at:  # all else moves away when something is heard, or sets ``attention``
-            self._host.expect(self, at)
+        elif at < inf:  # all else moves away when something is heard, or sets ``attention``
+            self._host.expect_owing(self, at)
+
+    @property
+    def owes(self) -> bool:
+        """Whether an acknowledgement is owed that nobody but ``Host.expect_owing`` looks after."""
+        return self._fast is not None and self._fast.ack_at < inf
 
     def timed_out(self, now: float, wall: float) -> None:
         """The deadline has come."""
         self._now = now
-        if (
-            self._fast is not None
-            and not self._state.attention
-            and now < self._fast.recovery_deadline(self._idle_margin)
-            and now < (self.session.deadline or inf)
-        ):
-            self._host.touch(self)  # an acknowledgement or a paced packet is due, at most
-            return
+        fast = self._fast
+        if fast is not None and not self._state.attention:
+            if self._state.pacing_at <= now or fast.ack_at <= now:
+                self._host.touch(self)
+                return
+            at = self._fast_deadline(fast, now)
+            if now < at:  # it moved away when something was heard
+                self._host.expect(self, at)
+                if fast.ack_at < inf:
+                    self._host.expect_owing(self, fast.ack_at)
+                return
         if self._handshake_deadline is not None and now >= self._handshake_deadline:
             self._host.relay.counters.handshakes[Handshake.TIMED_OUT] += 1
             self._finish(now, wall)
@@ -234,6 +246,8 @@ class RelayConnection:
             wakes_at = self.wakes_at
             if wakes_at == inf or fast.has_sooner_deadline(wakes_at, now):
                 self._host.expect(self, self._fast_deadline(fast, now))
+            if fast.ack_at < inf:
+                self._host.expect_owing(self, fast.ack_at)  # it did not fit beside what has left
             return
         self._notice_changes()
         again = self.streams.pump(now) if self._close is None else None
@@ -258,17 +272,16 @@ class RelayConnection:
 
     def _fast_deadline(self, fast: FastPath, now: float) -> float:
         """As ``_deadline``, for a connection on the short way; it may be early for an idle connection, but not twice."""
-        at = min(fast.deadline(self._idle_margin), self.session.deadline or inf, self.quic.first_probe_at)
-        return at if at > now else min(fast.deadline(0), cast(float, self._deadline(None)))
+        at = min(fast.deadline(self._idle_margin), self.session.deadline or inf)
+        return at if at > now else min(fast.deadline(0), self._deadline(None))
 
-    def _deadline(self, again: float | None) -> float | None:
+    def _deadline(self, again: float | None) -> float:
         linger = self._linger_until if self._close is not None and not self.quic.is_ending else None
         deadlines = (
             self.quic.get_timer(), self.session.deadline, self._handshake_deadline, self._idle_deadline, linger, again,
             self.quic.first_probe_at,
         )
-        deadline = min(deadline for deadline in deadlines if deadline is not None)
-        return deadline if deadline < inf else None
+        return min(deadline for deadline in deadlines if deadline is not None)
 
     def record(self, trace: QuicLoggerTrace | None) -> None:
         """Record what happens from here on into ``trace``; None: no longer. The short way, which records nothing, waits."""
@@ -532,11 +545,14 @@ class RelayConnection:
     def send_datagrams(self, payloads: list[bytes], now: float) -> None:
         """See ``Link``."""
         try:
-            if len(payloads) == 1 and len(payloads[0]) <= self._max_payload:
-                self._egress.extend(payloads, now)
+            limit = self._max_payload
+            for payload in payloads:
+                if len(payload) > limit:
+                    for larger in self.quic.send_payloads(payloads, now):
+                        self._send_oversize(larger, now)
+                    break
             else:
-                for larger in self.quic.send_payloads(payloads, now):
-                    self._send_oversize(larger, now)
+                self._egress.extend(payloads, now)
         except Exception as error:
             self._error = error
         self._host.touch(self)

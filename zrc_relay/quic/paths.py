@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hmac
 from math import inf
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from aioquic._buffer import Buffer
 from aioquic.quic.configuration import QuicConfiguration
@@ -30,7 +30,7 @@ from zrc_relay.quic.keyphase import KeyPair
 from zrc_relay.quic.onertt import OneRtt, PacketSpace, PathState
 from zrc_relay.quic.pmtu import PathMtu
 from zrc_relay.quic.qlog import Trace
-from zrc_relay.quic.recovery import Recovery, kept_in
+from zrc_relay.quic.recovery import Recovery, kept_in, kept_time
 
 KEY_UPDATE_PACKETS: Final = 1 << 22
 """Packets sealed with one key: half of the AES-GCM confidentiality limit of 2^23 (RFC 9001 §6.6)."""
@@ -54,8 +54,8 @@ class PathConnection(QuicConnection):
     """
 
     attention = kept_in("one_rtt", "attention")
-    _close_at = kept_in("one_rtt", "close_at")
-    _pacing_at = kept_in("one_rtt", "pacing_at")
+    _close_at = kept_time("one_rtt", "close_at")
+    _pacing_at = kept_time("one_rtt", "pacing_at")
     _packet_number = kept_in("one_rtt", "packet_number")
     _spin_bit = kept_in("one_rtt", "spin_bit")
     _spin_highest_pn = kept_in("one_rtt", "spin_highest")
@@ -86,15 +86,23 @@ class PathConnection(QuicConnection):
         self._came_by_retry = retry_source_connection_id is not None
         self._mtu = PathMtu(configuration.max_datagram_size, max_udp_payload)
         self._probe_delay = probe_delay if self._mtu.next_probe_at < inf else 0.0
-        self._probes_at = 0.0
-        self.key_update_packets = key_update_packets
-        """Packets sealed with one key before this side changes it; may be changed at any time."""
+        self._key_update_packets = key_update_packets
         self._keys_since = 0
         self._forget_keys_at: float | None = None
         self._path_since = 0
         self._heard_path: QuicNetworkPath | None = None
         self._validated_address: Any = None
         self._known_updates = 0
+
+    @property
+    def key_update_packets(self) -> int:
+        """Packets sealed with one key before this side changes it; may be changed at any time."""
+        return self._key_update_packets
+
+    @key_update_packets.setter
+    def key_update_packets(self, packets: int) -> None:
+        self._key_update_packets = packets
+        self.attention = True
 
     def record(self, trace: QuicLoggerTrace | None) -> None:
         """Log QUIC events into ``trace`` from now on; None: no longer. A ``Trace`` hears of the end of the connection."""
@@ -201,20 +209,22 @@ class PathConnection(QuicConnection):
     @property
     def next_probe_at(self) -> float:
         """When a probe of the path's MTU may leave, if anything is sent at all."""
-        return self._probes_at or self._mtu.next_probe_at
+        search_at = self.one_rtt.search_at
+        return search_at if search_at < inf else self._mtu.next_probe_at
 
     @property
     def first_probe_at(self) -> float:
         """When the search for the path's MTU begins, whether anything else is sent or not; infinity once it has begun."""
-        return self._probes_at if self._probes_at and not self.is_ending else inf
+        return inf if self.is_ending else self.one_rtt.search_at
 
     def _probe_path(self, now: float) -> list[tuple[bytes, Any]]:
         """A packet of the size that the search wants to know about, if it wants to know now (RFC 9000 §14.4)."""
+        state = self.one_rtt
         if self._probe_delay:
-            self._probes_at, self._probe_delay = now + self._probe_delay, 0.0
-        if now < self._probes_at:
+            state.search_at, self._probe_delay = now + self._probe_delay, 0.0
+        if now < state.search_at < inf:
             return []
-        self._probes_at = 0.0
+        state.search_at = inf
         path = self._network_paths[0]
         congestion = self._recovery.path.congestion
         if congestion.is_black_hole:
@@ -337,7 +347,7 @@ class PathConnection(QuicConnection):
     @property
     def idle_deadline(self) -> float | None:
         """When the connection ends unless something is heard."""
-        return self.one_rtt.close_at
+        return cast("float | None", self._close_at)
 
     @property
     def _ack_eliciting_sent_since_receipt(self) -> bool:

@@ -7,12 +7,14 @@ in ``PathState``, with the congestion control and the pacer of ``congestion.py``
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import inf
 from operator import attrgetter
 from typing import Any
 
-from aioquic.quic.recovery import QuicPacketRecovery
+from aioquic.quic.packet_builder import QuicSentPacket
+from aioquic.quic.recovery import QuicPacketRecovery, QuicPacketSpace
 
-from zrc_relay.quic.onertt import PathState
+from zrc_relay.quic.onertt import PacketSpace, PathState, SentCryptoPacket, SentPacket
 
 
 def kept_in(part: str, name: str) -> Any:
@@ -22,6 +24,20 @@ def kept_in(part: str, name: str) -> Any:
         setattr(getattr(owner, part), name, value)
 
     return property(attrgetter(f"{part}.{name}"), put)
+
+
+def kept_time(part: str, name: str) -> Any:
+    """The same for a time: None stands for infinity."""
+    kept = attrgetter(f"{part}.{name}")
+
+    def get(owner: object) -> float | None:
+        at: float = kept(owner)
+        return None if at == inf else at
+
+    def put(owner: object, at: float | None) -> None:
+        setattr(getattr(owner, part), name, inf if at is None else at)
+
+    return property(get, put)
 
 
 def _let_go(_owner: object, _made: object) -> None:
@@ -37,6 +53,16 @@ class Recovery(QuicPacketRecovery):
             congestion_control_algorithm="reno", initial_rtt=initial_rtt, max_datagram_size=max_datagram_size,
             peer_completed_address_validation=not is_client, send_probe=send_probe,
         )
+
+    def on_packet_sent(self, *, packet: QuicSentPacket, space: QuicPacketSpace) -> None:
+        """See ``QuicPacketRecovery``. What is kept of a 1-RTT packet is the same on both ways."""
+        super().on_packet_sent(packet=packet, space=space)
+        if isinstance(space, PacketSpace):
+            make = SentCryptoPacket if packet.is_crypto_packet else SentPacket
+            number, handlers = packet.packet_number, packet.delivery_handlers
+            kept = make(number, packet.sent_time or 0.0, packet.sent_bytes, handlers, packet.is_ack_eliciting)
+            kept.in_flight = packet.in_flight  # with padding it is, even if it asks for no acknowledgement
+            space.sent_packets[number] = kept
 
     # aioquic makes a congestion control and a pacer of its own when it begins.
     _cc: Any = property(attrgetter("path.congestion"), _let_go)

@@ -1,0 +1,127 @@
+"""The deadlines of all connections: a timing wheel (Varghese and Lauck, 1987) with a slot for each millisecond that has any.
+
+Times are rounded up to whole slots, which is what timers are good for (RFC 9002 §6.1.2), so that many connections share a
+wake-up. A slot is a list; what is sorted are the numbers of the slots and not the connections, so that nothing is looked at of a
+connection that is not due: with thousands of them each look is at memory that the processor has long forgotten.
+
+Nearly every deadline only ever moves later (a connection that hears something). So a connection stays in the slot that it is in,
+and where it belongs is looked up when that is due. Acknowledgements are the exception: one for each packet that comes alone, long
+before any other deadline. They have places of their own and leave the deadline's where it is.
+"""
+
+from __future__ import annotations
+
+import heapq
+from math import ceil, inf
+from typing import Final, Generic, TypeVar
+
+SLOTS_PER_SECOND: Final = 1000
+MAX_ENTRIES: Final = 8
+"""Places for each connection that has a deadline from which on those that count no longer are cleared away. An acknowledgement
+waits for some slots of 5 ms at most (``fastpath.ACK_TICK``), so there are rarely more than four."""
+_SPARE: Final = 64
+_NOWHERE: Final = 1 << 60
+
+
+class Timed:
+    """What can have a place in a ``Wheel``. ``wakes_at`` is its deadline in seconds, infinity for none; the wheel sets it."""
+
+    __slots__ = ("owing_slot", "slot", "wakes_at")
+
+    def __init__(self) -> None:
+        self.wakes_at = inf
+        self.slot = _NOWHERE
+        """The earliest slot that it is in for its deadline, which may have moved later since."""
+        self.owing_slot = _NOWHERE
+        """The slot that it is in for its acknowledgement."""
+
+
+Item = TypeVar("Item", bound=Timed)
+
+
+class Wheel(Generic[Item]):
+    """Items with a deadline each, and for some an acknowledgement beside it."""
+
+    __slots__ = ("_entries", "_numbers", "_slots", "_waiting")
+
+    def __init__(self) -> None:
+        self._slots: dict[int, list[Item]] = {}
+        self._numbers: list[int] = []
+        self._entries = 0
+        self._waiting = 0
+
+    def __len__(self) -> int:
+        return self._waiting
+
+    def set(self, item: Item, at: float) -> None:
+        """Give ``item`` the deadline ``at``, or none with infinity."""
+        self._waiting += (at < inf) - (item.wakes_at < inf)
+        item.wakes_at = at
+        if at < inf:
+            number = ceil(at * SLOTS_PER_SECOND)
+            if number < item.slot:
+                item.slot = number
+                self._put(number, item)
+
+    def set_owing(self, item: Item, at: float) -> None:
+        """``item`` owes an acknowledgement from now on, due at ``at``."""
+        number = ceil(at * SLOTS_PER_SECOND)
+        if number != item.owing_slot:
+            item.owing_slot = number
+            self._put(number, item)
+
+    def due(self, now: float) -> tuple[list[Item], list[Item]]:
+        """Remove and return the items whose deadline has come, which have none then, and those whose acknowledgement is due."""
+        ready: list[Item] = []
+        owing: list[Item] = []
+        while self._numbers and self._numbers[0] / SLOTS_PER_SECOND <= now:  # not an alias: ``_put`` may make another list
+            number = heapq.heappop(self._numbers)
+            items = self._slots.pop(number)
+            self._entries -= len(items)
+            for item in items:
+                if item.slot == number:
+                    item.slot = _NOWHERE
+                    at = item.wakes_at
+                    if at <= now:
+                        item.wakes_at = inf
+                        self._waiting -= 1
+                        ready.append(item)
+                    elif at < inf:
+                        item.slot = max(number + 1, ceil(at * SLOTS_PER_SECOND))
+                        self._put(item.slot, item)
+                if item.owing_slot == number:
+                    item.owing_slot = _NOWHERE
+                    owing.append(item)
+        return ready, owing
+
+    def next(self) -> float:
+        """When to look again: at or before the earliest deadline; infinity when there is none."""
+        return self._numbers[0] / SLOTS_PER_SECOND if self._numbers else inf
+
+    def _put(self, number: int, item: Item) -> None:
+        items = self._slots.get(number)
+        if items is None:
+            self._slots[number] = [item]
+            heapq.heappush(self._numbers, number)
+        else:
+            items.append(item)
+        self._entries += 1
+        if self._entries > MAX_ENTRIES * self._waiting + _SPARE:
+            self._clear_away()
+
+    def _clear_away(self) -> None:
+        """Places that count no longer pile up where deadlines keep moving earlier: drop them, which pays for itself."""
+        kept: dict[int, list[Item]] = {}
+        self._entries = 0
+        for number, items in self._slots.items():
+            still: list[Item] = []
+            for item in items:
+                if item.slot == number and item.wakes_at == inf:
+                    item.slot = _NOWHERE
+                if number in (item.slot, item.owing_slot):
+                    still.append(item)
+            if still:
+                kept[number] = still
+                self._entries += len(still)
+        self._slots = kept
+        self._numbers = sorted(kept)
