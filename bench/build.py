@@ -7,7 +7,6 @@ others are measured without it.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import shutil
 import subprocess
@@ -24,7 +23,6 @@ BUILD: Final = BENCH / ".build"
 PROTOCOL_SOURCES: Final = ROOT / "tests" / "interop" / "quicgo"
 """The client that speaks the relay's protocol in Go; the load generator borrows the files that hold the bytes."""
 BORROWED: Final = ("wire.go", "decode.go", "event.go")
-PACKAGE_SOURCES: Final = ("LICENSE", "README.md", "pyproject.toml", "setup.py", "twisted", "zrc_relay")
 GO_PATH: Final = Path("/usr/share/gocode")
 QUIC_GO: Final = GO_PATH / "src/github.com/lucas-clemente/quic-go"
 GO_PACKAGES: Final = "golang and golang-github-lucas-clemente-quic-go-dev"
@@ -110,20 +108,10 @@ def quinn_relay() -> Path:
 @cache
 def compiled_relay() -> Path:
     """Our own relay as it is installed, hot modules compiled (docs/compiled.md): a directory for the front of ``PYTHONPATH``."""
-    if importlib.util.find_spec("mypyc") is None:
-        msg = "mypyc is not installed (it comes with the extra [test])"
-        raise Missing(msg)
-    _found("cc", "gcc and libc6-dev")
     BUILD.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="compiled-", dir=BUILD) as directory:
-        source, made = Path(directory, "source"), Path(directory, "made")
-        source.mkdir()
-        for name in PACKAGE_SOURCES:
-            if (ROOT / name).is_dir():
-                shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
-            else:
-                shutil.copy2(ROOT / name, source)
-        _run([sys.executable, "setup.py", "--quiet", "build", "--build-lib", made], source, {"ZRC_RELAY_COMPILE": "1"})
+        made = Path(directory, "made")
+        _run([sys.executable, ROOT / "scripts" / "compiled_form.py", made], ROOT, {})
         built = BUILD / "compiled"
         shutil.rmtree(built, ignore_errors=True)
         return made.rename(built)

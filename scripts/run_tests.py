@@ -23,7 +23,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from compiled_suite import REPLACING, TESTS, NotCompiled, Prepared, prepared
+from compiled_form import NotCompiled
+from compiled_suite import REPLACING, TESTS, Prepared, prepared
 from twisted.trial.reporter import TreeReporter
 from twisted.trial.runner import TestLoader, TrialRunner
 from twisted.trial.unittest import TestSuite
