@@ -32,6 +32,7 @@ REPLACING: Final = (
         "tests.test_endpoint.HandshakeBoundsTests."
         "test_half_open_connections_are_bounded_and_the_next_client_gets_in_when_they_are_gone"
     ),
+    "tests.test_endpoint.BatchTests.test_however_long_it_takes_to_find_who_is_due_they_have_their_turn",
     "tests.test_endpoint.BatchTests.test_what_one_pair_has_sent_leaves_before_the_next_pairs_packets_are_opened",
     "tests.test_udp.SendingTests.test_paths_that_it_remembers_are_bounded",
     "tests.properties.test_p6_isolation.IsolationTests.test_an_exception_in_one_allocation_changes_nothing_in_another",

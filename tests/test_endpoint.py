@@ -6,6 +6,7 @@ import random
 from math import inf
 from typing import Any
 
+from aioquic.quic.logger import QuicLoggerTrace
 from aioquic.tls import Epoch
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -17,10 +18,12 @@ from zrc_relay.core.codes import ErrorCode, Role
 from zrc_relay.core.counters import Handshake, InputDrop
 from zrc_relay.core.relay import Policy
 from zrc_relay.quic import endpoint as endpoint_module
-from zrc_relay.quic.endpoint import RETIRED_ID_LIFETIME
+from zrc_relay.quic.endpoint import RETIRED_ID_LIFETIME, TIMEOUT_BUDGET
 from zrc_relay.quic.fastpath import MAX_ACK_DELAY
+from zrc_relay.quic.link import RelayConnection
 from zrc_relay.quic.settings import EndpointSettings
 from zrc_relay.quic.udp import Path, SocketAddress
+from zrc_relay.quic.wheel import Wheel
 
 UNKNOWN_VERSION = 0x1A2A3A4A
 
@@ -475,6 +478,39 @@ class BatchTests(SynchronousTestCase):
             world.run(0.005)
             self.assertEqual(space.acks_at, inf)
             world.run(step / 100)
+
+    def test_what_is_owed_when_a_recording_begins_or_ends_is_acknowledged_in_time(self) -> None:
+        """RFC 9000 §13.2.1: the short way has owed it, and does not go on."""
+        world = World()
+        device, _ = world.pair()
+        world.run(1.0)
+        connection = relay_end(world, device)
+        space = vars(connection.quic)["_spaces"][Epoch.ONE_RTT]
+        for trace in (QuicLoggerTrace(is_client=False, odcid=b"12345678"), None):
+            for _ in range(100):
+                device.send(b"asks for an acknowledgement")
+                world.run(1.5 * world.network.latency)
+                if space.acks_at < inf:
+                    break
+            connection.record(trace)
+            self.hold(world)
+            world.run(MAX_ACK_DELAY + 0.002)
+            self.assertEqual(space.acks_at, inf)
+            world.network.filter = lambda data, *_: data
+
+    def test_however_long_it_takes_to_find_who_is_due_they_have_their_turn(self) -> None:
+        world = World()
+
+        class Slow(Wheel[RelayConnection]):
+            def due(self, now: float) -> tuple[list[RelayConnection], list[RelayConnection]]:
+                world.clock.rightNow += 2 * TIMEOUT_BUDGET
+                return super().due(now)
+
+        vars(world.endpoint)["_deadlines"] = Slow()
+        world.pair()
+        world.network.filter = lambda *_: None
+        world.run(120.0)
+        self.assertEqual(world.endpoint.connections, 0)
 
     def test_what_is_due_when_a_batch_ends_does_not_wait_for_the_reactor(self) -> None:
         world = World()

@@ -83,6 +83,23 @@ class OverTests(SynchronousTestCase):
         connection.receive_batch([b"\x40" + bytes(40)], path, self.world.now(), self.world.wall())
         self.assertEqual((self.world.relay.counters.session_errors, len(self.world.network.hosts)), (0, before))
 
+    def test_nothing_at_all_is_left_of_connections_while_others_go_on(self) -> None:
+        """Also of those that end with a queue of datagrams, and though the endpoint knows others."""
+        self.world.pair(self.world.token(allocation_id=b"this one remains"))
+        staying = set(self.connections())
+        device, peer = self.world.pair()
+        ended = [weakref.ref(one) for one in self.connections() if one not in staying]
+        silent = peer.host.sockaddr
+        self.world.network.filter = lambda data, source, to: data if silent not in (source, to) else None
+        for _ in range(300):
+            device.send(bytes(1000))
+        self.world.run(0.1)
+        device.close()
+        self.world.network.filter = lambda data, *_: data
+        peer.close()
+        del device, peer
+        self.world.run(120.0)
+        self.assertEqual([one() for one in ended], [None, None])
 
     def test_not_one_reference_cycle_is_left_of_a_session(self) -> None:
         device, peer = self.world.pair()

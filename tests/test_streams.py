@@ -246,6 +246,22 @@ class MirrorTests(SynchronousTestCase):
         self.assertIsNone(device.closed)
         del theirs
 
+    def test_both_ends_may_go_after_a_stream_was_sent_whole_that_was_never_acknowledged(self) -> None:
+        scene = Scene(max_pending_streams=4)
+        device, peer = scene.ends(streams=(1, 1))
+        scene.network.filter = lambda data, source, to: None if peer.sockaddr in (source, to) else data
+        device.open(b"mirrored", end=True)
+        device.open(b"waits for the limit", end=True)
+        waiting = device.open(b"waits, and is reset")
+        device.reset(waiting, 7)
+        scene.run(0.2)
+        device.quic.close(error_code=0)
+        device.flush()
+        scene.run(5)
+        self.assertEqual(scene.endpoint.connections, 1)
+        scene.run(90)
+        self.assertEqual((scene.endpoint.connections, scene.relay.counters.session_errors), (0, 0))
+
     def test_many_streams_at_once_keep_their_bytes_apart(self) -> None:
         scene = Scene()
         device, peer = scene.ends()

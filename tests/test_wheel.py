@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from zrc_relay.quic.wheel import MAX_ENTRIES, SLOTS_PER_SECOND, Timed, Wheel
+from zrc_relay.quic.wheel import SLOTS_PER_SECOND, Timed, Wheel
 
 MANY = 500
 _steps = st.lists(
@@ -91,16 +91,55 @@ class WheelTests(SynchronousTestCase):
             self.wheel.set(self.item, at)
             self.assertEqual(self.wheel.due(at + 1 / SLOTS_PER_SECOND), ([self.item], []))
 
+    def places(self) -> int:
+        """How many there are."""
+        return sum(map(len, self.wheel._slots.values()))  # noqa: SLF001 - what it is not to hold is seen nowhere else
+
     def test_deadlines_that_keep_moving_earlier_do_not_pile_up(self) -> None:
         others = [Timed() for _ in range(10)]
         for other in others:
             self.wheel.set(other, 100.0)
-        for number in range(100 * MAX_ENTRIES):
+        for number in range(MANY):
             self.wheel.set(self.item, 90.0 - number / 100)
-        held = sum(map(len, self.wheel._slots.values()))  # noqa: SLF001 - what it is not to hold is seen nowhere else
-        self.assertLess(held, 2 * MAX_ENTRIES * (len(others) + 1) + 64)
+            self.assertLess(self.places(), 3 * (3 * (len(others) + 1) + 64))
         ready, _ = self.wheel.due(200.0)
         self.assertEqual({id(each) for each in ready}, {id(each) for each in (self.item, *others)})
+
+    def test_those_that_have_none_any_more_do_not_pile_up(self) -> None:
+        self.wheel.set(self.item, 100.0)
+        for number in range(MANY):
+            gone = Timed()
+            self.wheel.set(gone, 90.0)
+            self.wheel.set_owing(gone, 80.0 + number)
+            self.wheel.set(gone, inf)
+            gone.owing_slot = 0  # nobody asks for it again
+        self.assertLess(self.places(), 200)
+
+    def test_what_is_soon_leaves_no_place_behind_that_lasts(self) -> None:
+        now = 0.0
+        for _ in range(MANY):
+            self.wheel.set(self.item, now + 30.0)
+            self.wheel.set(self.item, now + 0.05)
+            now += 0.051
+            self.assertEqual(self.wheel.due(now), ([self.item], []))
+        self.wheel.set(self.item, now + 30.0)
+        self.assertLessEqual(self.places(), 2)
+        self.assertEqual(self.wheel.due(now + 29.9), ([], []))
+        self.assertEqual(self.wheel.due(now + 30.001), ([self.item], []))
+
+    def test_clearing_away_pays_for_itself(self) -> None:
+        """Also where few have a deadline and many owe an acknowledgement."""
+        items = [Timed() for _ in range(MANY)]
+        for item in items:
+            self.wheel.set(item, 10.0)
+            self.wheel.set_owing(item, 20.0)
+        self.assertEqual(len(self.wheel.due(10.0)[0]), MANY)
+        looked_at = 0
+        for number, item in enumerate(items):
+            table = self.wheel._slots  # noqa: SLF001 - it is another one when it was cleared
+            self.wheel.set_owing(item, 21.0 + number)
+            looked_at += self.places() if self.wheel._slots is not table else 0  # noqa: SLF001
+        self.assertLess(looked_at, 10 * MANY)
 
     @given(_steps)
     @settings(max_examples=300)

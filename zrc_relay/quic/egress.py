@@ -106,6 +106,13 @@ class EgressQueue:
             self.extend([payload for payload in batch if len(payload) <= limit], time)
         return larger
 
+    def close(self) -> None:
+        """Nothing will leave any more: forget what waits, without a word, and who was to hear of drops."""
+        self.payloads.clear()
+        self._younger.clear()
+        self._since, self._oldest, self.size = inf, 0, 0
+        self._on_drop = _unheard
+
     def __getitem__(self, index: int) -> bytes:
         return self.payloads[index]
 
@@ -114,3 +121,7 @@ class EgressQueue:
 
     def __bool__(self) -> bool:
         return bool(self.payloads)
+
+
+def _unheard(_size: int) -> None:
+    """Nobody is told."""

@@ -432,21 +432,26 @@ class Endpoint(DatagramProtocol):
         self._timer = None
         now, wall = self._now(), self._wall()
         self._batch_now = now
+        try:
+            self._call_ready(now, wall)
+            self.relay.settle(now, wall)
+        finally:
+            self._flush(now, wall)  # which sees to the next time, whatever happens
+
+    def _call_ready(self, now: float, wall: float) -> None:
         ready, owing = self._deadlines.due(now)
         for connection in owing:
             if connection.owes:
                 self._touched[connection] = None
+        begun = self._now()  # finding them is not part of the budget, or many of them could leave nothing of it
         for connection in ready:
-            if self._now() - now > TIMEOUT_BUDGET:
+            if self._now() - begun > TIMEOUT_BUDGET:
                 self.expect(connection, now)  # its turn comes after the packets that wait
                 continue
             try:
                 connection.timed_out(now, wall)
             except Exception:
                 self._fail(connection)
-        self._batch_now = None
-        self.relay.settle(now, wall)
-        self._flush(now, wall)
 
     # -- packets out
 

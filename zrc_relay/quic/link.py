@@ -286,6 +286,8 @@ class RelayConnection(Timed):
     def record(self, trace: QuicLoggerTrace | None) -> None:
         """Record what happens from here on into ``trace``; None: no longer. The short way, which records nothing, waits."""
         self._fast = None
+        self._state.attention = True
+        self._host.touch(self)  # so that what the short way has owed is expected of the general one
         self.quic.record(trace)
 
     def hurry(self) -> None:
@@ -366,6 +368,7 @@ class RelayConnection(Timed):
         self.session.link = GoneLink(self.name, self.remote, self.local)
         self.session.send_datagrams = self.session.link.send_datagrams
         self.quic.let_go()
+        self._egress.close()
         del self.streams, self._oversize
 
     # -- events

@@ -204,13 +204,15 @@ class Forwarder:
     def lost(self) -> None:
         """The connection ended: what was mirrored to or from it is reset at the other end."""
         for pipe, _ in self._waiting:
-            pipe.source.streams.target_lost(pipe)
+            if not pipe.closed:  # else its source may be gone
+                pipe.source.streams.target_lost(pipe)
         self._waiting.clear()
         for pipe in [*self._inbound.values()]:
             self._counters.streams_reset[StreamReset.COUNTERPART_LOST] += 1
             self._close_pipe(pipe, StreamError.COUNTERPART_LOST)
         for pipe in [*self._outbound.values()]:
-            pipe.source.streams.target_lost(pipe)
+            if not pipe.closed:
+                pipe.source.streams.target_lost(pipe)
         for waiting in self._mirroring.values():
             waiting.wake()
         self._mirroring.clear()

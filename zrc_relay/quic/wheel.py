@@ -5,8 +5,9 @@ wake-up. A slot is a list; what is sorted are the numbers of the slots and not t
 connection that is not due: with thousands of them each look is at memory that the processor has long forgotten.
 
 Nearly every deadline only ever moves later (a connection that hears something). So a connection stays in the slot that it is in,
-and where it belongs is looked up when that is due. Acknowledgements are the exception: one for each packet that comes alone, long
-before any other deadline. They have places of their own and leave the deadline's where it is.
+and where it belongs is looked up when that is due. What is soon (a probe timeout) stands in front of what is far away (the idle
+timeout), whose place is kept for afterwards: else each packet of a slow flow would leave a place behind that lasts for as long as
+the idle timeout. Acknowledgements have places of their own and leave the deadline alone.
 """
 
 from __future__ import annotations
@@ -16,22 +17,22 @@ from math import ceil, inf
 from typing import Final, Generic, TypeVar
 
 SLOTS_PER_SECOND: Final = 1000
-MAX_ENTRIES: Final = 8
-"""Places for each connection that has a deadline from which on those that count no longer are cleared away. An acknowledgement
-waits for some slots of 5 ms at most (``fastpath.ACK_TICK``), so there are rarely more than four."""
 _SPARE: Final = 64
+"""Places that are never worth clearing away."""
 _NOWHERE: Final = 1 << 60
 
 
 class Timed:
     """What can have a place in a ``Wheel``. ``wakes_at`` is its deadline in seconds, infinity for none; the wheel sets it."""
 
-    __slots__ = ("owing_slot", "slot", "wakes_at")
+    __slots__ = ("far_slot", "owing_slot", "slot", "wakes_at")
 
     def __init__(self) -> None:
         self.wakes_at = inf
         self.slot = _NOWHERE
         """The earliest slot that it is in for its deadline, which may have moved later since."""
+        self.far_slot = _NOWHERE
+        """A later one, which counts when that has passed."""
         self.owing_slot = _NOWHERE
         """The slot that it is in for its acknowledgement."""
 
@@ -42,12 +43,14 @@ Item = TypeVar("Item", bound=Timed)
 class Wheel(Generic[Item]):
     """Items with a deadline each, and for some an acknowledgement beside it."""
 
-    __slots__ = ("_entries", "_numbers", "_slots", "_waiting")
+    __slots__ = ("_entries", "_limit", "_numbers", "_slots", "_waiting")
 
     def __init__(self) -> None:
         self._slots: dict[int, list[Item]] = {}
         self._numbers: list[int] = []
         self._entries = 0
+        self._limit = _SPARE
+        """Places above which it is worth a look whether they still count."""
         self._waiting = 0
 
     def __len__(self) -> int:
@@ -58,10 +61,7 @@ class Wheel(Generic[Item]):
         self._waiting += (at < inf) - (item.wakes_at < inf)
         item.wakes_at = at
         if at < inf:
-            number = ceil(at * SLOTS_PER_SECOND)
-            if number < item.slot:
-                item.slot = number
-                self._put(number, item)
+            self._place(ceil(at * SLOTS_PER_SECOND), item)
 
     def set_owing(self, item: Item, at: float) -> None:
         """``item`` owes an acknowledgement from now on, due at ``at``."""
@@ -80,15 +80,13 @@ class Wheel(Generic[Item]):
             self._entries -= len(items)
             for item in items:
                 if item.slot == number:
-                    item.slot = _NOWHERE
+                    item.slot, item.far_slot = item.far_slot, _NOWHERE
                     at = item.wakes_at
                     if at <= now:
-                        item.wakes_at = inf
-                        self._waiting -= 1
+                        self.set(item, inf)
                         ready.append(item)
                     elif at < inf:
-                        item.slot = max(number + 1, ceil(at * SLOTS_PER_SECOND))
-                        self._put(item.slot, item)
+                        self._place(max(number + 1, ceil(at * SLOTS_PER_SECOND)), item)
                 if item.owing_slot == number:
                     item.owing_slot = _NOWHERE
                     owing.append(item)
@@ -98,6 +96,13 @@ class Wheel(Generic[Item]):
         """When to look again: at or before the earliest deadline; infinity when there is none."""
         return self._numbers[0] / SLOTS_PER_SECOND if self._numbers else inf
 
+    def _place(self, number: int, item: Item) -> None:
+        if number < item.slot:
+            if item.far_slot == _NOWHERE:
+                item.far_slot = item.slot
+            item.slot = number
+            self._put(number, item)
+
     def _put(self, number: int, item: Item) -> None:
         items = self._slots.get(number)
         if items is None:
@@ -106,22 +111,23 @@ class Wheel(Generic[Item]):
         else:
             items.append(item)
         self._entries += 1
-        if self._entries > MAX_ENTRIES * self._waiting + _SPARE:
+        if self._entries > self._limit:
             self._clear_away()
 
     def _clear_away(self) -> None:
-        """Places that count no longer pile up where deadlines keep moving earlier: drop them, which pays for itself."""
+        """Drop places that count no longer. There must have been as many new ones as are left, so it pays for itself."""
         kept: dict[int, list[Item]] = {}
         self._entries = 0
         for number, items in self._slots.items():
             still: list[Item] = []
             for item in items:
-                if item.slot == number and item.wakes_at == inf:
-                    item.slot = _NOWHERE
-                if number in (item.slot, item.owing_slot):
+                if item.wakes_at == inf:
+                    item.slot = item.far_slot = _NOWHERE
+                if number in (item.slot, item.far_slot, item.owing_slot):
                     still.append(item)
             if still:
                 kept[number] = still
                 self._entries += len(still)
+        self._limit = 2 * self._entries + _SPARE
         self._slots = kept
         self._numbers = sorted(kept)
