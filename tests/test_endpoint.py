@@ -498,6 +498,24 @@ class BatchTests(SynchronousTestCase):
             self.assertEqual(space.acks_at, inf)
             world.network.filter = lambda data, *_: data
 
+    def test_a_probe_timeout_that_shrinks_is_kept(self) -> None:
+        """RFC 9002 §6.2.1: what is on its way is probed when the timeout says so, and not when a longer one of before did."""
+        world = World(latency=0.1)
+        device, peer = world.pair()
+        world.run(1.0)
+        connection = relay_end(world, device)
+        space = vars(connection.quic)["_spaces"][Epoch.ONE_RTT]
+        world.network.latency = 0.005
+        seen = 0
+        for _ in range(200):
+            peer.send(b"x" * 100)
+            world.run(0.004)
+            fast = connection._fast  # noqa: SLF001 - the connection itself does not say when it will probe
+            if fast is not None and space.ack_eliciting_in_flight and not connection.quic.attention:
+                self.assertLess(connection.wakes_at, fast.recovery_deadline(0.0) + 0.002)
+                seen += 1
+        self.assertGreater(seen, 50)
+
     def test_however_long_it_takes_to_find_who_is_due_they_have_their_turn(self) -> None:
         world = World()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import ssl
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import inf
 from types import SimpleNamespace
@@ -28,7 +29,7 @@ from zrc_relay.quic.egress import EgressQueue
 from zrc_relay.quic.fastpath import MAX_ACK_DELAY, FastPath
 from zrc_relay.quic.frames import padding_end
 from zrc_relay.quic.ids import CONNECTION_ID_SIZE, ConnectionIds
-from zrc_relay.quic.onertt import PathState
+from zrc_relay.quic.onertt import MAX_SENT_ACKS, PathState
 from zrc_relay.quic.recent import ReceivedRanges, RecentPackets
 
 HOME: Final = (("198.51.100.7", 1000), None)
@@ -351,6 +352,36 @@ class DeadlineTests(SynchronousTestCase):
         twins.fast.receive([data for data, _ in twins.client.datagrams_to_send(twins.now + 0.1)], HOME, twins.now + 0.1)
         self.assertEqual(path_of(twins.short).pto_count, 0)
         self.assertTrue(twins.short.attention)
+
+
+class KeptTests(SynchronousTestCase):
+    """R5.2: what a peer leaves unacknowledged is bounded, also where no congestion window does that."""
+
+    def acknowledge_often(self, send: Callable[[Twins, float], object], count: int) -> Twins:
+        """The server acknowledges so many packets, and the client never does."""
+        twins = Twins()
+        vars(vars(twins.client)["_loss"])["_cc"].congestion_window = 10**9  # it hears nothing, and goes on
+        for _ in range(count):
+            twins.now += 0.03
+            twins.client.send_datagram_frame(b"x")
+            twins.fast.receive([data for data, _ in twins.client.datagrams_to_send(twins.now)], HOME, twins.now)
+            twins.now += 0.03
+            send(twins, twins.now)
+        return twins
+
+    def check(self, twins: Twins) -> None:
+        space = vars(twins.short)["_spaces"][Epoch.ONE_RTT]
+        self.assertGreater(twins.short.one_rtt.packet_number, MAX_SENT_ACKS + 100)
+        kept = [packet for packet in space.sent_packets.values() if not packet.in_flight]
+        self.assertTrue(MAX_SENT_ACKS - 100 < len(kept) <= MAX_SENT_ACKS)
+        flight = path_of(twins.short).congestion.bytes_in_flight
+        self.assertEqual(flight, sum(packet.sent_bytes for packet in space.sent_packets.values() if packet.in_flight))
+
+    def test_acknowledgements_that_are_never_acknowledged_are_bounded(self) -> None:
+        self.check(self.acknowledge_often(lambda twins, now: twins.fast.seal(now), MAX_SENT_ACKS + 200))
+
+    def test_on_the_general_way_as_well(self) -> None:
+        self.check(self.acknowledge_often(lambda twins, now: twins.short.datagrams_to_send(now), MAX_SENT_ACKS + 200))
 
 
 class UnderstandingTests(SynchronousTestCase):

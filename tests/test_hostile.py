@@ -19,6 +19,7 @@ from zrc_relay.client.notices import PeerLeft
 from zrc_relay.core.codes import ErrorCode
 from zrc_relay.core.counters import Handshake
 from zrc_relay.quic.link import RelayConnection
+from zrc_relay.quic.paths import MAX_ACK_FRAMES
 from zrc_relay.quic.udp import SocketAddress
 
 
@@ -187,6 +188,15 @@ class FramesTests(SynchronousTestCase):
                 client.silence()
         self.assertGreater(clients, 200)
         self.check_pair()
+
+    def test_a_datagram_full_of_ack_frames_ends_its_connection(self) -> None:
+        """Each costs a look at all that is on its way, and a datagram has room for 230."""
+        for count, ends in ((MAX_ACK_FRAMES, False), (MAX_ACK_FRAMES + 1, True)):
+            client = ScriptedClient(self.world)
+            self.world.run(0.2)
+            client.send_frames(b"\x02\x00\x00\x00\x00" * count + b"\x01")
+            self.world.run(0.2)
+            self.assertEqual(client.closed is not None, ends)
 
     def test_frames_chosen_to_hurt(self) -> None:
         most = (1 << 62) - 1

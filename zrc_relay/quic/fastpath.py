@@ -42,7 +42,7 @@ from cryptography.exceptions import InvalidTag
 from zrc_relay.quic.connection import ACKS_PER_PING, Connection
 from zrc_relay.quic.egress import EgressQueue
 from zrc_relay.quic.frames import ack_frame, parse
-from zrc_relay.quic.onertt import PacketSpace, SentPacket
+from zrc_relay.quic.onertt import MAX_SENT_ACKS, PacketSpace, SentPacket
 from zrc_relay.quic.recent import ReceivedRanges, RecentPackets
 
 ACK_EVERY: Final = 10
@@ -110,7 +110,9 @@ class FastPath:
         """Ack-eliciting packets that were received and not acknowledged, as far as they came this way."""
         self._owed_since = 0.0
         self.heard = False
-        """Whether the last batch brought anything authentic."""
+        """Whether the last batch brought anything authentic,"""
+        self.is_sooner = False
+        """and a shorter probe timeout for what is still on its way."""
         self._pto = self._probe_timeout()
         """The PTO in seconds without backoff, as of the last packet."""
 
@@ -149,7 +151,7 @@ class FastPath:
         Returns the DATAGRAM payloads in order of arrival, and the packets from the first unusual one on; the caller gives that
         one to ``Connection.receive_datagram``.
         """
-        self.heard = False
+        self.heard = self.is_sooner = False
         state = self._state
         if state.attention or state.revision != self._revision:
             self._look()
@@ -245,7 +247,9 @@ class FastPath:
             space.expected_packet_number = expected
             if not self._is_settled:
                 self._is_settled = self._keys.is_settled = True  # the peer was heard with the keys in use (RFC 9001 §6.5)
-            pto = self._pto = self._probe_timeout()
+            pto = self._probe_timeout()
+            self.is_sooner = pto < self._pto and space.ack_eliciting_in_flight > 0
+            self._pto = pto
             idle = self._idle_timeout
             state.close_at = now + (idle if idle > 3 * pto else 3 * pto)  # RFC 9000 §10.1
             if eliciting_packets:
@@ -431,7 +435,8 @@ class FastPath:
                 (iv ^ number).to_bytes(12, "big"), b"".join(frames), prefix + (number & 0xFFFF).to_bytes(2, "big")
             )
             size = overhead - _TAG + len(body)
-            sent[number] = SentPacket(number, now, size, handlers, in_flight)
+            if in_flight or len(sent) < MAX_SENT_ACKS:
+                sent[number] = SentPacket(number, now, size, handlers, in_flight)
             if in_flight:
                 flight += size
                 eliciting += 1

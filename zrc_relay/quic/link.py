@@ -45,6 +45,8 @@ IDLE_MARGIN: Final = 0.1
 """Seconds, beside one PTO, before QUIC's idle timeout at which a connection is closed with a word (R5.5)."""
 MAX_LINGER: Final = 1.0
 """Longest time in seconds that a close waits for the control stream to be acknowledged."""
+MIN_SOONER: Final = 0.001
+"""Seconds by which a probe timeout must come nearer to be worth a word: the granularity of timers (RFC 9002 §6.1.2)."""
 PROBE_DELAY: Final = 0.25
 """Seconds from the handshake to the first probe of the path's MTU: a probe is a twentieth of what a short connection costs."""
 
@@ -189,10 +191,12 @@ class RelayConnection(Timed):
             if packets:
                 self.receive(packets[0], path, now, wall)
                 packets = packets[1:]
+        if fast.is_sooner and fast.recovery_deadline(self._idle_margin) < self.wakes_at - MIN_SOONER:
+            self._host.expect(self, self._fast_deadline(fast, now))
         at = fast.ack_at
         if self._state.attention or self._egress.payloads or at <= now:
             self._host.touch(self)
-        elif at < inf:  # all else moves away when something is heard, or sets ``attention``
+        elif at < inf:  # all else moves away when something is heard, or sets ``attention`` or ``is_sooner``
             self._host.expect_owing(self, at)
 
     @property

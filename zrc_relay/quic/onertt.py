@@ -8,13 +8,17 @@ of them, looks at plain slots. A time that is not set is infinity here, and None
 from __future__ import annotations
 
 from math import inf
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 from aioquic.quic.packet import QuicPacketType
 from aioquic.tls import Epoch
 
 from zrc_relay.quic.congestion import Congestion, Pacer
 from zrc_relay.quic.recent import ReceivedRanges, RecentPackets
+
+MAX_SENT_ACKS: Final = 1024
+"""Packets on their way above which those that only acknowledge are not kept: nothing but an acknowledgement of them would end
+that, and a peer need not send any. A congestion window bounds the others."""
 
 
 class SentPacket:

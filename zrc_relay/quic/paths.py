@@ -19,9 +19,15 @@ from typing import Any, Final, cast
 
 from aioquic._buffer import Buffer
 from aioquic.quic.configuration import QuicConfiguration
-from aioquic.quic.connection import END_STATES, QuicConnection, QuicNetworkPath, QuicReceiveContext
+from aioquic.quic.connection import (
+    END_STATES,
+    QuicConnection,
+    QuicConnectionError,
+    QuicNetworkPath,
+    QuicReceiveContext,
+)
 from aioquic.quic.logger import QuicLoggerTrace
-from aioquic.quic.packet import QuicFrameType, QuicPacketType
+from aioquic.quic.packet import QuicErrorCode, QuicFrameType, QuicPacketType
 from aioquic.quic.packet_builder import QuicDeliveryState, QuicPacketBuilder
 from aioquic.tls import Epoch
 
@@ -34,6 +40,8 @@ from zrc_relay.quic.recovery import Recovery, kept_in, kept_time
 
 KEY_UPDATE_PACKETS: Final = 1 << 22
 """Packets sealed with one key: half of the AES-GCM confidentiality limit of 2^23 (RFC 9001 §6.6)."""
+MAX_ACK_FRAMES: Final = 16
+"""ACK frames in one UDP datagram: nobody needs more than one for each packet in it, and each costs a look at all that was sent."""
 MIN_STATELESS_RESET: Final = 21
 """Smallest packet that can be one (RFC 9000 §10.3)."""
 _LASTING: Final = frozenset((
@@ -93,6 +101,8 @@ class PathConnection(QuicConnection):
         self._heard_path: QuicNetworkPath | None = None
         self._validated_address: Any = None
         self._known_updates = 0
+        self._ack_frames = 0
+        """In the UDP datagram that is being received."""
 
     @property
     def key_update_packets(self) -> int:
@@ -160,6 +170,7 @@ class PathConnection(QuicConnection):
     def receive_datagram(self, data: bytes, addr: Any, now: float) -> None:
         """See ``QuicConnection``. A peer that comes from another address begins with fresh estimates of its path."""
         self.attention = True
+        self._ack_frames = 0
         super().receive_datagram(data, addr, now)
         self._follow_path()
 
@@ -192,6 +203,10 @@ class PathConnection(QuicConnection):
         self._recovery.path.forget(self._max_datagram_size)
 
     def _handle_ack_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
+        self._ack_frames += 1
+        if self._ack_frames > MAX_ACK_FRAMES:
+            reason = "too many ACK frames in one datagram"
+            raise QuicConnectionError(error_code=QuicErrorCode.INTERNAL_ERROR, frame_type=frame_type, reason_phrase=reason)
         start = buf.tell()
         is_old = context.epoch is Epoch.ONE_RTT and buf.pull_uint_var() < self._path_since
         buf.seek(start)

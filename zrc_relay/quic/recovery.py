@@ -14,7 +14,7 @@ from typing import Any
 from aioquic.quic.packet_builder import QuicSentPacket
 from aioquic.quic.recovery import QuicPacketRecovery, QuicPacketSpace
 
-from zrc_relay.quic.onertt import PacketSpace, PathState, SentCryptoPacket, SentPacket
+from zrc_relay.quic.onertt import MAX_SENT_ACKS, PacketSpace, PathState, SentCryptoPacket, SentPacket
 
 
 def kept_in(part: str, name: str) -> Any:
@@ -57,12 +57,16 @@ class Recovery(QuicPacketRecovery):
     def on_packet_sent(self, *, packet: QuicSentPacket, space: QuicPacketSpace) -> None:
         """See ``QuicPacketRecovery``. What is kept of a 1-RTT packet is the same on both ways."""
         super().on_packet_sent(packet=packet, space=space)
-        if isinstance(space, PacketSpace):
+        if not isinstance(space, PacketSpace):
+            return
+        if packet.in_flight or len(space.sent_packets) <= MAX_SENT_ACKS:
             make = SentCryptoPacket if packet.is_crypto_packet else SentPacket
             number, handlers = packet.packet_number, packet.delivery_handlers
             kept = make(number, packet.sent_time or 0.0, packet.sent_bytes, handlers, packet.is_ack_eliciting)
             kept.in_flight = packet.in_flight  # with padding it is, even if it asks for no acknowledgement
             space.sent_packets[number] = kept
+        else:
+            del space.sent_packets[packet.packet_number]
 
     # aioquic makes a congestion control and a pacer of its own when it begins.
     _cc: Any = property(attrgetter("path.congestion"), _let_go)
