@@ -41,7 +41,7 @@ from zrc_relay.quic.recovery import Recovery, kept_in, kept_time
 KEY_UPDATE_PACKETS: Final = 1 << 22
 """Packets sealed with one key: half of the AES-GCM confidentiality limit of 2^23 (RFC 9001 §6.6)."""
 MAX_ACK_FRAMES: Final = 16
-"""ACK frames in one UDP datagram: nobody needs more than one for each packet in it, and each costs a look at all that was sent."""
+"""ACK frames in one UDP datagram: nobody needs more than one for each packet in it, and each costs a look at what was sent."""
 MIN_STATELESS_RESET: Final = 21
 """Smallest packet that can be one (RFC 9000 §10.3)."""
 _LASTING: Final = frozenset((
