@@ -17,6 +17,7 @@ import (
 
 const (
 	warmUpHandshakes = 20
+	lingering        = 64                     // sockets that stay open after their connection, see connectAgain
 	settle           = 300 * time.Millisecond // for what a relay does about a connection that is closed
 	streamChunk      = 64 * 1024
 	streamData       = 0x00 // the type that a stream begins with (PROTOCOL §6)
@@ -51,7 +52,15 @@ func handshakes(ctx context.Context, t *target, p *plan, count int) (*handshakeR
 	return found, err
 }
 
+// connectAgain makes connections one after another, and closes each. Its socket is closed some connections later: quic-go knows
+// sockets by their address, and takes the next one for the last where the kernel gives it the same port at once.
 func (t *target) connectAgain(ctx context.Context, count int) error {
+	var open []*client
+	defer func() {
+		for _, c := range open {
+			c.socket.Close()
+		}
+	}()
 	for ; count > 0; count-- {
 		one, cancel := context.WithTimeout(ctx, dialPatience)
 		c, err := t.again(one)
@@ -59,7 +68,11 @@ func (t *target) connectAgain(ctx context.Context, count int) error {
 		if err != nil {
 			return err
 		}
-		c.close()
+		c.conn.CloseWithError(closeNoError, "")
+		if open = append(open, c); len(open) > lingering {
+			open[0].socket.Close()
+			open = open[1:]
+		}
 	}
 	return nil
 }
