@@ -17,7 +17,8 @@ import (
 
 const (
 	warmUpHandshakes = 20
-	lingering        = 64                     // sockets that stay open after their connection, see connectAgain
+	lingering        = 256                    // sockets that stay open after their connections, see connectAgain
+	notice           = 20 * time.Millisecond  // in which quic-go notices that a socket is closed
 	settle           = 300 * time.Millisecond // for what a relay does about a connection that is closed
 	streamChunk      = 64 * 1024
 	streamData       = 0x00 // the type that a stream begins with (PROTOCOL §6)
@@ -52,15 +53,18 @@ func handshakes(ctx context.Context, t *target, p *plan, count int) (*handshakeR
 	return found, err
 }
 
-// connectAgain makes connections one after another, and closes each. Its socket is closed some connections later: quic-go knows
-// sockets by their address, and takes the next one for the last where the kernel gives it the same port at once.
+// connectAgain makes connections one after another, and closes each. Sockets are closed many at a time, with a pause behind it:
+// quic-go knows them by their address until it has noticed, and takes a new one for the last where the kernel gives it the same
+// port at once.
 func (t *target) connectAgain(ctx context.Context, count int) error {
 	var open []*client
-	defer func() {
+	closeAll := func() {
 		for _, c := range open {
 			c.socket.Close()
 		}
-	}()
+		open = nil
+	}
+	defer closeAll()
 	for ; count > 0; count-- {
 		one, cancel := context.WithTimeout(ctx, dialPatience)
 		c, err := t.again(one)
@@ -69,9 +73,9 @@ func (t *target) connectAgain(ctx context.Context, count int) error {
 			return err
 		}
 		c.conn.CloseWithError(closeNoError, "")
-		if open = append(open, c); len(open) > lingering {
-			open[0].socket.Close()
-			open = open[1:]
+		if open = append(open, c); len(open) == lingering {
+			closeAll()
+			time.Sleep(notice)
 		}
 	}
 	return nil
