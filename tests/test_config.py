@@ -47,7 +47,7 @@ class Table(LoadingTestCase):
         "default_bandwidth_limit": 1_250_000, "default_quota": 10**9, "global_bandwidth_limit": None, "bandwidth_burst": 0.1,
         "stream_window": 262144, "max_streams": 32, "max_pending_streams": 64, "egress_queue_bytes": 262144,
         "egress_queue_age": 0.1, "base_udp_payload": 1232, "max_udp_payload": 1452, "channels": True, "fast_path": True,
-        "gather_time": 0.0007,
+        "gather_time": 0.00085,
         "drain_timeout": 30.0,
         "observe_endpoint": TcpEndpoint(9433, "127.0.0.1"),
         "admin_endpoint": None, "admin_tokens_path": None, "admin_unix_trust": False, "audit_log": None,

@@ -305,9 +305,9 @@ class Config:
         "true", Boolean(), Section.FORWARDING,
         "Whether packets that hold only datagrams and acknowledgements take the short way; false is for finding faults.")
     gather_time: float = _default(
-        "0.7ms", Duration("0s", "2ms"), Section.FORWARDING,
+        "0.85ms", Duration("0s", "2ms"), Section.FORWARDING,
         "How far apart batches of packets are read at most, where packets come densely: as long as it takes for 20 to gather, "
-        "and not at all where fewer than 6 would. More saves processor time and costs latency; 0 reads at once.")
+        "and not at all where fewer than 7 would. More saves processor time and costs latency; 0 reads at once.")
 
     workers: int = _default(
         "1", OrAuto(Integer(1, MAX_WORKERS)), Section.WORKERS,

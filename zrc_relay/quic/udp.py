@@ -34,7 +34,7 @@ MAX_BATCH: Final = 192
 """Packets per batch after which no further call is made, and a call may bring 64 at once: about 3 ms of work at most, so that
 other sockets and timers get their turn."""
 MAX_STAY: Final = 4
-"""Batches that are read in one turn of the reactor, which costs some 20 µs: less than 3 ms with the default ``gather_time``."""
+"""Batches that are read in one turn of the reactor, which costs some 20 µs: less than 4 ms with the default ``gather_time``."""
 SMALL_BATCH: Final = 48
 """Packets from which on a batch is worth a turn of the reactor."""
 MAX_SEGMENTS: Final = 64
