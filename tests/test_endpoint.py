@@ -6,8 +6,9 @@ import random
 from math import inf
 from typing import Any
 
+from aioquic.quic.crypto import CryptoPair
 from aioquic.quic.logger import QuicLoggerTrace
-from aioquic.tls import Epoch
+from aioquic.tls import CipherSuite, Epoch
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests import raw_quic as raw
@@ -18,6 +19,7 @@ from zrc_relay.core.codes import ErrorCode, Role
 from zrc_relay.core.counters import Handshake, InputDrop
 from zrc_relay.core.relay import Policy
 from zrc_relay.quic import endpoint as endpoint_module
+from zrc_relay.quic.connection import ACTIVE_IDS
 from zrc_relay.quic.endpoint import RETIRED_ID_LIFETIME, TIMEOUT_BUDGET
 from zrc_relay.quic.fastpath import MAX_ACK_DELAY
 from zrc_relay.quic.link import RelayConnection
@@ -32,6 +34,12 @@ def long_header(version: int, dcid: bytes, scid: bytes, *, first: int = 0xC0, si
     """A long-header packet with nothing sensible behind the connection ids."""
     head = bytes((first,)) + version.to_bytes(4, "big") + bytes((len(dcid),)) + dcid + bytes((len(scid),)) + scid
     return head + random.Random(7).randbytes(size)[: max(0, size - len(head))]  # noqa: S311 - any bytes will do
+
+
+def initial_keys(world: World, client: ScriptedClient) -> dict[int, CryptoPair]:
+    """The relay's keys for Initial packets of ``client``, by version."""
+    keys: dict[int, CryptoPair] = vars(relay_end(world, client).quic)["_cryptos_initial"]
+    return keys
 
 
 class FirstByteTests(SynchronousTestCase):
@@ -144,6 +152,32 @@ class VersionNegotiationTests(SynchronousTestCase):
             self.world.run(0.2)
             self.assertTrue(client.is_established, hex(version))
             self.assertEqual(vars(client.quic)["_version"], version)
+            self.assertEqual(list(initial_keys(self.world, client)), [version], "keys for what nobody speaks")
+
+    def test_a_client_that_begins_with_version_1_and_would_rather_speak_2_is_served_in_2(self) -> None:
+        client = ScriptedClient(self.world, supported_versions=[raw.V2, raw.V1], original_version=raw.V1)  # RFC 9368 §2.3
+        self.world.run(0.2)
+        self.assertTrue(client.is_established)
+        self.assertEqual(vars(client.quic)["_version"], raw.V2)
+        self.assertEqual(list(initial_keys(self.world, client)), [raw.V1, raw.V2])
+
+    def test_of_the_ciphers_that_a_client_has_it_takes_the_cheapest(self) -> None:
+        aes_128, aes_256 = CipherSuite.AES_128_GCM_SHA256, CipherSuite.AES_256_GCM_SHA384
+        chacha = CipherSuite.CHACHA20_POLY1305_SHA256
+        for offered, taken in (([chacha, aes_256, aes_128], aes_128), ([chacha, aes_256], aes_256), ([chacha], chacha)):
+            client = ScriptedClient(self.world, cipher_suites=offered)
+            self.world.run(0.2)
+            self.assertTrue(client.is_established, offered)
+            self.assertIs(vars(client.quic)["_cryptos"][Epoch.ONE_RTT].send.cipher_suite, taken)
+
+    def test_both_sides_have_as_many_ids_of_the_other_as_the_relay_says(self) -> None:
+        client = ScriptedClient(self.world)
+        self.world.run(0.2)
+        private, relays = vars(client.quic), relay_end(self.world, client).quic
+        self.assertEqual(private["_remote_active_connection_id_limit"], ACTIVE_IDS)
+        self.assertEqual(1 + len(private["_peer_cid_available"]), ACTIVE_IDS)
+        self.assertEqual(1 + len(vars(relays)["_peer_cid_available"]), ACTIVE_IDS)
+        self.assertEqual(len(relays.own_ids), ACTIVE_IDS)
 
     def test_a_client_that_begins_with_an_unknown_version_gets_to_one_that_both_speak(self) -> None:
         client = ScriptedClient(self.world, supported_versions=[raw.V1], original_version=raw.V1, start=False)
@@ -303,9 +337,9 @@ class ConnectionIdTests(SynchronousTestCase):
             world.run(0.2)
             self.assertEqual(len(client.values(raw.RELAYS)), number + 1)
         self.assertEqual(len(seen), 25)
-        self.assertLess(leftovers(world)["_routes"], 8 + RETIRED_ID_LIFETIME / 0.2 + 3)
+        self.assertLess(leftovers(world)["_routes"], ACTIVE_IDS + RETIRED_ID_LIFETIME / 0.2 + 3)
         world.run(RETIRED_ID_LIFETIME + 0.5)
-        self.assertEqual(leftovers(world)["_routes"], 8)
+        self.assertEqual(leftovers(world)["_routes"], ACTIVE_IDS)
 
     def test_late_packets_to_a_retired_id_are_known_for_a_while_and_then_a_strangers(self) -> None:
         world = World()

@@ -10,8 +10,9 @@ from tests import raw_quic as raw
 from tests.harness import RELAY_ADDRESS, TestClient, World
 from tests.raw_quic import Raw, ScriptedClient
 from tests.relay_view import relay_end
-from zrc_relay.core.counters import InputDrop
+from zrc_relay.core.counters import Handshake, InputDrop
 from zrc_relay.core.relay import Relay
+from zrc_relay.quic.connection import ACTIVE_IDS
 from zrc_relay.quic.endpoint import RETIRED_ID_LIFETIME, Endpoint
 from zrc_relay.quic.ids import RESET_TOKEN_SIZE, SECRET_SIZE, ConnectionIds
 from zrc_relay.quic.settings import EndpointSettings
@@ -148,7 +149,7 @@ class SentTests(SynchronousTestCase):
     def test_the_ids_of_a_live_connection_are_never_reset(self) -> None:
         device, peer = self.world.pair()
         ids = [connection_id for client in (device, peer) for connection_id in relay_end(self.world, client).quic.own_ids]
-        self.assertEqual(len(ids), 16)
+        self.assertEqual(len(ids), 2 * ACTIVE_IDS)
         self.assertEqual(self.answers(*(short_packet(connection_id, 100) for connection_id in ids)), [])
         device.send(b"undisturbed")
         self.world.run(0.1)
@@ -175,6 +176,62 @@ class SentTests(SynchronousTestCase):
         self.world.run(0.03)
         answers = self.answers(*(short_packet(connection_id, 100) for connection_id in ids))
         self.assertEqual(self.world.relay.counters.stateless_resets_sent, 0, answers)
+
+
+class DrainingTests(SynchronousTestCase):
+    """RFC 9000 §10.2.2: who has closed a connection gets nothing more of it, and of it nothing but the ids is kept."""
+
+    def setUp(self) -> None:
+        """A pair of clients."""
+        self.world = ResetWorld()
+        self.device, self.peer = self.world.pair()
+
+    def closed(self) -> list[bytes]:
+        """The ids of the device's connection, which the device has closed."""
+        ids = relay_end(self.world, self.device).quic.own_ids
+        self.device.close()
+        self.world.run(0.006)
+        return ids
+
+    def test_the_connection_is_let_go_at_once_and_the_other_one_is_not(self) -> None:
+        gone = relay_end(self.world, self.device)
+        self.closed()
+        self.assertEqual(self.world.endpoint.all_connections(), [relay_end(self.world, self.peer)])
+        self.assertEqual(vars(gone.quic).get("_cryptos"), None)
+        self.assertEqual(self.world.recorder.names().count("session.lost"), 1)
+
+    def test_late_packets_are_not_answered_and_after_a_while_they_are_strangers(self) -> None:
+        answers = Raw(self.world.network, ("198.51.100.7", 5000))
+        ids = self.closed()
+        for rest, expected in ((RETIRED_ID_LIFETIME - 0.5, 0), (1, 0), (0, len(ids))):
+            for connection_id in ids:
+                answers.send(short_packet(connection_id, 100))
+            self.world.run(0.02)
+            self.assertEqual(len(answers.got), expected)
+            self.world.run(rest)
+        self.assertEqual(len(ids), ACTIVE_IDS)
+        self.assertEqual(self.world.relay.counters.stateless_resets_sent, len(ids))
+
+    def test_after_that_the_client_may_choose_the_id_of_its_first_packet_again(self) -> None:
+        for _ in range(2):
+            client = ScriptedClient(self.world, first_id=b"\x07chosen-by-it")
+            self.world.run(0.1)
+            self.assertTrue(client.is_established)
+            client.quic.close()
+            client.flush()
+            self.world.run(RETIRED_ID_LIFETIME + 0.5)
+        self.assertEqual(self.world.endpoint.connections, 2)
+
+    def test_one_that_gives_up_before_the_handshake_is_complete_has_failed_once(self) -> None:
+        client = ScriptedClient(self.world)
+        self.world.network.filter = lambda data, _source, to: None if to == client.sockaddr else data
+        self.world.run(0.01)
+        client.quic.close()
+        client.flush()
+        self.world.run(1)
+        counters = self.world.relay.counters
+        self.assertEqual(self.world.endpoint.connections, 2)
+        self.assertEqual((counters.handshakes[Handshake.FAILED], counters.handshakes[Handshake.TIMED_OUT]), (1, 0))
 
 
 class RestartTests(SynchronousTestCase):

@@ -24,7 +24,6 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from enum import Enum
 from ipaddress import IPv6Address, ip_address
 from types import MappingProxyType
@@ -36,6 +35,7 @@ from zrc_relay.core.fields import Address
 from zrc_relay.core.limiter import TokenBucket
 from zrc_relay.core.relay import Observer
 from zrc_relay.linefile import LineFile
+from zrc_relay.logs.moments import timestamp
 
 SOURCE_BURST: Final = 10
 """Records of one kind and cause that one source gets at once."""
@@ -249,9 +249,8 @@ class SecurityLog:
             budget.suppressed = 0
 
     def _write(self, fields: Mapping[str, object]) -> None:
-        when = datetime.fromtimestamp(self._wall(), UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         self.written += 1
-        self._output({"time": when, **fields})
+        self._output({"time": timestamp(self._wall()), **fields})
 
     def keep(self, record: Mapping[str, object]) -> None:
         """Write ``record`` and hand it to the sinks; its budget was seen to."""

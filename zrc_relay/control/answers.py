@@ -11,9 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from math import inf
 from typing import Any, Final
+
+from zrc_relay.logs.moments import timestamp
 
 TALKERS: Final = 10
 """How many of the busiest allocations the statistics name."""
@@ -32,10 +33,9 @@ def moment(unix: float) -> str | None:
     if unix == inf:
         return None
     try:
-        when = datetime.fromtimestamp(unix, UTC)
+        return timestamp(unix)
     except (ValueError, OverflowError, OSError):  # beyond the calendar's end
         return None
-    return when.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 @dataclass(frozen=True, slots=True)

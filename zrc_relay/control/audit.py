@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 from enum import Enum, unique
 from types import MappingProxyType
 from typing import Final
@@ -23,6 +22,7 @@ from twisted.logger import Logger
 
 from zrc_relay.core.limiter import TokenBucket
 from zrc_relay.linefile import LineFile
+from zrc_relay.logs.moments import timestamp
 
 STRANGERS: Final = 5.0
 """Records a second about requests of nobody that is known here."""
@@ -76,8 +76,7 @@ class AuditLog:
         if is_stranger and not self._strangers.take(1, self._now()):
             self._suppressed += 1
             return
-        when = datetime.fromtimestamp(self._wall(), UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        record: dict[str, object] = {"time": when, "action": action, "outcome": outcome.value}
+        record: dict[str, object] = {"time": timestamp(self._wall()), "action": action, "outcome": outcome.value}
         for name in FIELDS:
             value = fields.get(name)
             if value is not None and name not in record:

@@ -14,9 +14,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Final
 
-from twisted.logger import ILogObserver, LogLevelFilterPredicate, PredicateResult
+from twisted.logger import ILogObserver, LogLevelFilterPredicate
 from twisted.logger import LogLevel as TwistedLevel
 from zope.interface import implementer  # type: ignore[import-untyped]
 
@@ -60,7 +61,9 @@ class RelayLog:
             form = LogFormat.TEXT if self._output.is_terminal else LogFormat.JSON
         self.form = form
         """That of the lines: text or JSON."""
-        self._levels, self._line = levels, text_line if form is LogFormat.TEXT else json_line
+        # There are as many namespaces as modules; to look one up among the prefixes that have a level costs as much as a line.
+        self._level_of: Callable[[str], Any] = lru_cache(levels.logLevelForNamespace)
+        self._line = text_line if form is LogFormat.TEXT else json_line
 
     def write(self, line: str, level: LogLevel) -> None:
         """Write a line that was made elsewhere, by the same rules."""
@@ -73,15 +76,14 @@ class RelayLog:
     def __call__(self, event: Mapping[str, Any]) -> None:
         """Write ``event``, or not."""
         try:
-            is_placed = event.get("log_level") is not None and event.get("log_namespace")
-            if is_placed and self._levels(dict(event)) is PredicateResult.no:
+            level, namespace = event.get("log_level"), event.get("log_namespace")
+            if level is not None and namespace and level < self._level_of(namespace):
                 return
             name = event_name(event)
-            kind = f"{event.get('log_namespace')} {event.get('log_format')}" if name == OTHER else name
+            kind = f"{namespace} {event.get('log_format')}" if name == OTHER else name
             suppressed = self._throttle.admit(kind, is_failure="log_failure" in event)
             if suppressed is None:
                 return
-            level = event.get("log_level")
             line = self._line(event, suppressed, self._worker)
             self._output.write(line, _LEVELS[level.name] if level is not None else LogLevel.INFO)
         except Exception as error:

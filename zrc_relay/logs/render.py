@@ -13,7 +13,6 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from enum import Enum
 from typing import Any, Final
 
@@ -21,6 +20,7 @@ from twisted.logger import formatEvent
 from twisted.python.failure import Failure
 
 from zrc_relay.logs.catalog import EVENTS, OTHER
+from zrc_relay.logs.moments import timestamp
 
 MAX_TEXT: Final = 1000
 """Longest text of a field or sentence, in characters."""
@@ -34,6 +34,7 @@ SHORTEST_LONG: Final = 64
 _LONG: Final = re.compile(rf"[0-9a-zA-Z_-]{{{SHORTEST_LONG},}}")
 """A key in hexadecimal has 64 digits, a token in base64 has 240 letters; ids have 32, connection ids at most 40."""
 
+_COMPACT: Final = json.JSONEncoder(separators=(",", ":"))
 _IDS: Final = frozenset(("device", "allocation", "connection", "relay_id"))
 """Fields with ids, of which a device's is as long as a key."""
 
@@ -61,7 +62,7 @@ def json_line(event: Event, suppressed: int = 0, worker: int | None = None) -> s
     traceback = _traceback(event)
     if traceback:
         line["traceback"] = traceback
-    return json.dumps(line, separators=(",", ":"))
+    return _COMPACT.encode(line)
 
 
 def text_line(event: Event, suppressed: int = 0, worker: int | None = None) -> str:
@@ -96,7 +97,7 @@ def _head(event: Event) -> dict[str, object]:
     seconds = float(when) if isinstance(when, int | float) else 0.0
     level = event.get("log_level")
     return {
-        "time": datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        "time": timestamp(seconds),
         "level": level.name if level is not None else "info",
         "namespace": _escape(str(event.get("log_namespace", "")))[:MAX_TEXT],
     }

@@ -41,7 +41,7 @@ from aioquic.quic.connection import (
     QuicReceiveContext,
 )
 from aioquic.quic.events import ConnectionTerminated
-from aioquic.quic.packet import QuicErrorCode, QuicFrameType, pull_quic_transport_parameters
+from aioquic.quic.packet import QuicErrorCode, QuicFrameType
 from aioquic.quic.packet_builder import QuicPacketBuilder, QuicPacketBuilderStop
 from aioquic.quic.recovery import QuicPacketSpace
 from aioquic.quic.stream import QuicStream
@@ -66,6 +66,9 @@ MAX_STREAM_RANGES: Final = 256
 """Gaps in one stream: more than every second packet of a window lost."""
 CONTROL_RESERVE: Final = 16 * 1024
 """Connection credit in bytes that forwarded streams leave for control (R3.10), or a quarter of it if the peer gives less."""
+ACTIVE_IDS: Final = 4
+"""Connection ids that each side has of the other (RFC 9000 §5.1.1): one in use, and some for moves from address to address that
+follow each other within a round trip. Each costs a frame in the handshake, and an entry in the routing table."""
 ACKS_PER_PING: Final = 32
 """ACK frames after which one asks to be acknowledged itself (RFC 9000 §13.2.4): a peer that only sends would never acknowledge
 ours, and what is kept about them would pile up."""
@@ -73,6 +76,7 @@ CONTROL_STREAM: Final = 0
 HELLO_STREAM: Final = 3
 _SHORT_HEADER: Final = 3  # first byte and a 2-byte packet number
 _AEAD_TAG: Final = 16
+_MAX_UDP_PAYLOAD_SIZE: Final = 0x03
 
 # aioquic warns of each hostile packet through ``logging``, which writes warnings that nobody handles to stderr: strangers could
 # fill a log at any rate. What matters is counted, and logged at a bounded rate, by the relay.
@@ -119,6 +123,7 @@ class Connection(PathConnection):
         if configuration.is_client:
             first.stateless_reset_token = None  # type: ignore[assignment]  # a client's first id has none (RFC 9000 §18.2)
         self._host_cids = [first]
+        self._local_active_connection_id_limit = ACTIVE_IDS
         self.host_cid = first.cid
         self._local_initial_source_connection_id = first.cid
         self._local_max_streams_bidi = _HeldLimit(QuicFrameType.MAX_STREAMS_BIDI, "max_streams_bidi", max_streams)
@@ -174,7 +179,7 @@ class Connection(PathConnection):
         )
 
     def _replenish_connection_ids(self) -> None:
-        while len(self._host_cids) < min(8, self._remote_active_connection_id_limit):
+        while len(self._host_cids) < min(ACTIVE_IDS, self._remote_active_connection_id_limit):
             self._host_cids.append(self._make_id(self._host_cid_seq, was_sent=False))
             self._host_cid_seq += 1
 
@@ -376,7 +381,7 @@ class Connection(PathConnection):
 
     def _parse_transport_parameters(self, data: bytes, from_session_ticket: bool = False) -> None:  # noqa: FBT001, FBT002
         super()._parse_transport_parameters(data, from_session_ticket)
-        takes = pull_quic_transport_parameters(Buffer(data=data)).max_udp_payload_size
+        takes = _max_udp_payload_size(data)
         if takes is not None:
             self._mtu.limit(takes)
             self._set_datagram_size(self._mtu.size)
@@ -466,6 +471,17 @@ class Connection(PathConnection):
         """See ``QuicConnection``."""
         self.attention = True
         super().close(error_code, frame_type, reason_phrase)
+
+
+def _max_udp_payload_size(parameters: bytes) -> int | None:
+    """What transport parameters that were found to be well-formed say about that (RFC 9000 §18.2)."""
+    buf = Buffer(data=parameters)
+    while not buf.eof():
+        parameter, size = buf.pull_uint_var(), buf.pull_uint_var()
+        if parameter == _MAX_UDP_PAYLOAD_SIZE:
+            return buf.pull_uint_var()
+        buf.seek(buf.tell() + size)
+    return None
 
 
 def is_unidirectional(stream_id: int) -> bool:

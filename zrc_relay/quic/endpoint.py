@@ -540,7 +540,11 @@ class Endpoint(DatagramProtocol):
         self._deadlines.set(connection, inf)
         routes = self._routes
         for connection_id in (*connection.quic.own_ids, connection.first_destination_id):
-            if routes.get(connection_id) is connection:
+            if routes.get(connection_id) is not connection:
+                continue
+            if connection.is_draining:
+                self.retired(connection_id, connection)
+            else:
                 del routes[connection_id]
         if connection.finished:
             connection.let_go()

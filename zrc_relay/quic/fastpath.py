@@ -32,7 +32,6 @@ from __future__ import annotations
 from math import inf
 from typing import Any, Final
 
-from aioquic.quic.congestion.base import K_GRANULARITY
 from aioquic.quic.connection import QuicConnectionState
 from aioquic.quic.packet_builder import QuicDeliveryState
 from aioquic.quic.recovery import MAX_ACK_RANGES
@@ -42,7 +41,7 @@ from cryptography.exceptions import InvalidTag
 from zrc_relay.quic.connection import ACKS_PER_PING, Connection
 from zrc_relay.quic.egress import EgressQueue
 from zrc_relay.quic.frames import ack_frame, parse
-from zrc_relay.quic.onertt import MAX_SENT_ACKS, PacketSpace, SentPacket
+from zrc_relay.quic.onertt import GRANULARITY, MAX_SENT_ACKS, PacketSpace, SentPacket
 from zrc_relay.quic.recent import ReceivedRanges, RecentPackets
 
 ACK_EVERY: Final = 10
@@ -50,8 +49,7 @@ ACK_EVERY: Final = 10
 ACK_EVERY_AT_FIRST: Final = 2
 """The same for the first ``FIRST_PACKETS``."""
 FIRST_PACKETS: Final = 100
-MIN_ACK_DELAY: Final = 0.001
-"""Seconds: the granularity of timers (RFC 9002 §6.1.2)."""
+MIN_ACK_DELAY: Final = GRANULARITY
 MAX_ACK_DELAY: Final = 0.020
 """Seconds: less than the max_ack_delay that is advertised (25 ms), by what a timer may be late."""
 ACK_TICK: Final = 0.005
@@ -103,7 +101,6 @@ class FastPath:
         self._sealer = _Keys(self._keys.send, "encrypt")
         self._on_ack_delivery = quic._on_ack_delivery
         self._ack_delays: tuple[int, int] = (quic._remote_ack_delay_exponent, quic._local_ack_delay_exponent)
-        quic._loss.peer_completed_address_validation = True  # or the handshake would not be confirmed
         self._look()
         self._idle_timeout = min(quic._configuration.idle_timeout, quic._remote_max_idle_timeout or inf)
         self._owed = 0
@@ -113,7 +110,7 @@ class FastPath:
         """Whether the last batch brought anything authentic,"""
         self.is_sooner = False
         """and a shorter probe timeout for what is still on its way."""
-        self._pto = self._probe_timeout()
+        self._pto = self._path.probe_timeout()
         """The PTO in seconds without backoff, as of the last packet."""
 
     def _look(self) -> None:
@@ -247,7 +244,7 @@ class FastPath:
             space.expected_packet_number = expected
             if not self._is_settled:
                 self._is_settled = self._keys.is_settled = True  # the peer was heard with the keys in use (RFC 9001 §6.5)
-            pto = self._probe_timeout()
+            pto = self._path.probe_timeout()
             self.is_sooner = pto < self._pto and space.ack_eliciting_in_flight > 0
             self._pto = pto
             idle = self._idle_timeout
@@ -264,7 +261,7 @@ class FastPath:
             self._owed_since = now
         owed = self._owed = self._owed + packets
         if at_once or owed >= ACK_EVERY or (owed >= ACK_EVERY_AT_FIRST and space.largest_received_packet < FIRST_PACKETS):
-            space.acks_at = now - K_GRANULARITY  # overdue: aioquic lets pacing hold back one that is due right now
+            space.acks_at = now - GRANULARITY  # overdue: aioquic lets pacing hold back one that is due right now
             return
         if owed == 1:
             at = ((now + MAX_ACK_DELAY) // ACK_TICK) * ACK_TICK
@@ -276,7 +273,7 @@ class FastPath:
                 delay = MAX_ACK_DELAY
             at = self._owed_since + delay
         if at <= now:
-            space.acks_at = now - K_GRANULARITY
+            space.acks_at = now - GRANULARITY
         elif at < space.acks_at:
             space.acks_at = at
 
@@ -482,24 +479,9 @@ class FastPath:
         """Whether there is a ``deadline`` before ``than`` since something may have been sealed at ``now``."""
         return self._state.pacing_at < than or (than > now + self._pto and self._space.ack_eliciting_in_flight > 0)
 
-    def _probe_timeout(self) -> float:
-        """The PTO in seconds without backoff (RFC 9002 §6.2.1)."""
-        path = self._path
-        if not path.rtt_initialized:
-            timeout: float = self._quic._loss.get_probe_timeout()
-            return timeout
-        spread = 4 * path.rtt_variance
-        return path.rtt_smoothed + (spread if spread > K_GRANULARITY else K_GRANULARITY) + path.max_ack_delay
-
     def recovery_deadline(self, idle_margin: float) -> float:
-        """When the loss detection timer expires (RFC 9002 §A.8), or ``idle_margin`` seconds before the idle timer does."""
-        space = self._space
-        at = self._state.close_at - idle_margin
-        if space.loses_at < inf:
-            return min(at, space.loses_at)
-        if space.ack_eliciting_in_flight:
-            return min(at, self._path.last_eliciting_at + self._probe_timeout() * (1 << self._path.pto_count))
-        return at
+        """When the loss detection timer expires, or ``idle_margin`` seconds before the idle timer does."""
+        return min(self._state.close_at - idle_margin, self._path.loss_detection_at(self._space))
 
     def deadline(self, idle_margin: float) -> float:
         """The same, or before that when a packet that the pacer holds back is due; acknowledgements are apart (``ack_at``)."""

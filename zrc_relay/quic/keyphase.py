@@ -55,6 +55,22 @@ class KeyPair(CryptoPair):
         self.updates += 1
 
 
+class InitialKeys(dict[int, CryptoPair]):
+    """The keys of a server's Initial packets (RFC 9001 §5.2) by the version of QUIC: made when a client speaks that.
+
+    ``connection_id`` is the Destination Connection ID of the client's first Initial. Who asks has seen that the version is known.
+    """
+
+    def __init__(self, connection_id: bytes) -> None:
+        super().__init__()
+        self._connection_id = connection_id
+
+    def __missing__(self, version: int) -> CryptoPair:
+        pair = self[version] = CryptoPair()
+        pair.setup_initial(cid=self._connection_id, is_client=False, version=version)
+        return pair
+
+
 def _open(keys: CryptoContext, packet: bytes, encrypted_offset: int, expected_packet_number: int) -> tuple[bytes, bytes, int]:
     """Open a packet with exactly these keys, where ``CryptoContext.decrypt_packet`` would go on to the next ones."""
     if keys.aead is None or keys.hp is None:

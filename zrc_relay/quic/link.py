@@ -35,6 +35,7 @@ from zrc_relay.quic.egress import EgressQueue
 from zrc_relay.quic.fastpath import FastPath
 from zrc_relay.quic.gone import GoneLink
 from zrc_relay.quic.ids import ConnectionIds
+from zrc_relay.quic.onertt import GRANULARITY
 from zrc_relay.quic.oversize import OversizeSender
 from zrc_relay.quic.settings import Credentials, EndpointSettings
 from zrc_relay.quic.streams import Forwarder
@@ -45,8 +46,6 @@ IDLE_MARGIN: Final = 0.1
 """Seconds, beside one PTO, before QUIC's idle timeout at which a connection is closed with a word (R5.5)."""
 MAX_LINGER: Final = 1.0
 """Longest time in seconds that a close waits for the control stream to be acknowledged."""
-MIN_SOONER: Final = 0.001
-"""Seconds by which a probe timeout must come nearer to be worth a word: the granularity of timers (RFC 9002 §6.1.2)."""
 PROBE_DELAY: Final = 0.25
 """Seconds from the handshake to the first probe of the path's MTU: a probe is a twentieth of what a short connection costs."""
 
@@ -109,6 +108,9 @@ class RelayConnection(Timed):
         self.is_admitted = retry_id is not None  # with a Retry token, and so counted against its source's rate
         self.established = False
         self.finished = False
+        self.is_draining = False
+        """The client has closed it: nothing may be sent any more, not even a stateless reset for its late packets
+        (RFC 9000 §10.2.2). That takes no more than its ids, so the rest does not wait for the draining period to end."""
         self._first_path = path
         self._handshake_deadline: float | None = now + settings.handshake_timeout
         self._close: tuple[ErrorCode, str] | None = None
@@ -191,7 +193,7 @@ class RelayConnection(Timed):
             if packets:
                 self.receive(packets[0], path, now, wall)
                 packets = packets[1:]
-        if fast.is_sooner and fast.recovery_deadline(self._idle_margin) < self.wakes_at - MIN_SOONER:
+        if fast.is_sooner and fast.recovery_deadline(self._idle_margin) < self.wakes_at - GRANULARITY:
             self._host.expect(self, self._fast_deadline(fast, now))
         at = fast.ack_at
         if self._state.attention or self._egress.payloads or at <= now:
@@ -281,11 +283,13 @@ class RelayConnection(Timed):
 
     def _deadline(self, again: float | None) -> float:
         linger = self._linger_until if self._close is not None and not self.quic.is_ending else None
-        deadlines = (
+        at = self.quic.first_probe_at
+        for deadline in (
             self.quic.get_timer(), self.session.deadline, self._handshake_deadline, self._idle_deadline, linger, again,
-            self.quic.first_probe_at,
-        )
-        return min(deadline for deadline in deadlines if deadline is not None)
+        ):
+            if deadline is not None and deadline < at:
+                at = deadline
+        return at
 
     def record(self, trace: QuicLoggerTrace | None) -> None:
         """Record what happens from here on into ``trace``; None: no longer. The short way, which records nothing, waits."""
@@ -323,6 +327,8 @@ class RelayConnection(Timed):
 
     def _notice_changes(self) -> bool:
         """What the QUIC connection found out about its path and its keys; returns whether queued payloads were moved by that."""
+        if not self.established:
+            return False
         quic = self.quic
         counters = self._host.relay.counters
         path = self._path
@@ -334,7 +340,7 @@ class RelayConnection(Timed):
             counters.key_updates += quic.key_updates - self._key_updates
             self._key_updates = quic.key_updates
         payload = quic.max_payload
-        if payload == self._max_payload or not self.established:
+        if payload == self._max_payload:
             return False
         self._max_payload = payload
         self.session.max_payload_changed()
@@ -386,6 +392,9 @@ class RelayConnection(Timed):
         if self.quic.is_ending:
             self.session.lost(now, wall)
             self.streams.lost()
+            if self.quic.peer_close is not None and not self.finished:
+                self.is_draining = True
+                self._ended(now, wall)
 
     def _datagram(self, event: events.DatagramFrameReceived, now: float, wall: float) -> None:
         del wall
@@ -410,6 +419,9 @@ class RelayConnection(Timed):
 
     def _terminated(self, event: events.ConnectionTerminated, now: float, wall: float) -> None:
         del event
+        self._ended(now, wall)
+
+    def _ended(self, now: float, wall: float) -> None:
         if not self.established:
             self._host.relay.counters.handshakes[Handshake.FAILED] += 1
         self._finish(now, wall)

@@ -16,6 +16,8 @@ from aioquic.tls import Epoch
 from zrc_relay.quic.congestion import Congestion, Pacer
 from zrc_relay.quic.recent import ReceivedRanges, RecentPackets
 
+GRANULARITY: Final = 0.001
+"""Of timers, in seconds (RFC 9002 §6.1.2)."""
 MAX_SENT_ACKS: Final = 1024
 """Packets on their way above which those that only acknowledge are not kept: nothing but an acknowledgement of them would end
 that, and a peer need not send any. A congestion window bounds the others."""
@@ -78,46 +80,47 @@ class PacketSpace:
     @property
     def ack_at(self) -> float | None:
         """``acks_at`` by aioquic's name."""
-        return _or_none(self.acks_at)
+        return or_none(self.acks_at)
 
     @ack_at.setter
     def ack_at(self, at: float | None) -> None:
-        self.acks_at = _or_never(at)
+        self.acks_at = or_never(at)
 
     @property
     def largest_received_time(self) -> float | None:
         """``heard_at`` by aioquic's name."""
-        return _or_none(self.heard_at)
+        return or_none(self.heard_at)
 
     @largest_received_time.setter
     def largest_received_time(self, at: float | None) -> None:
-        self.heard_at = _or_never(at)
+        self.heard_at = or_never(at)
 
     @property
     def loss_time(self) -> float | None:
         """``loses_at`` by aioquic's name."""
-        return _or_none(self.loses_at)
+        return or_none(self.loses_at)
 
     @loss_time.setter
     def loss_time(self, at: float | None) -> None:
-        self.loses_at = _or_never(at)
+        self.loses_at = or_never(at)
 
 
 class PathState:
     """What is known of the path to the peer: RTT (RFC 9002 §5), probe timeouts (§6.2), congestion (§7). Times are seconds."""
 
     __slots__ = (
-        "congestion", "last_eliciting_at", "max_ack_delay", "pacer", "pto_count", "rtt_first_sample_at", "rtt_initialized",
-        "rtt_latest", "rtt_min", "rtt_smoothed", "rtt_variance",
+        "congestion", "last_eliciting_at", "max_ack_delay", "pacer", "pto_count", "rtt_first_sample_at", "rtt_initial",
+        "rtt_initialized", "rtt_latest", "rtt_min", "rtt_smoothed", "rtt_variance",
     )
 
-    def __init__(self, max_datagram_size: int) -> None:
+    def __init__(self, max_datagram_size: int, initial_rtt: float) -> None:
         self.congestion = Congestion(max_datagram_size=max_datagram_size)
         self.pacer = Pacer(max_datagram_size=max_datagram_size)
         self.max_ack_delay = 0.025
         self.pto_count = 0
         self.last_eliciting_at = 0.0
         self.rtt_first_sample_at = 0.0
+        self.rtt_initial = initial_rtt
         self.rtt_initialized = False
         self.rtt_latest = 0.0
         self.rtt_min = inf
@@ -133,13 +136,20 @@ class PathState:
         self.rtt_latest = self.rtt_smoothed = self.rtt_variance = 0.0
         self.rtt_min = inf
 
+    def probe_timeout(self) -> float:
+        """The PTO for 1-RTT packets in seconds without backoff (RFC 9002 §6.2.1)."""
+        if not self.rtt_initialized:
+            return 2 * self.rtt_initial
+        spread = 4 * self.rtt_variance
+        return self.rtt_smoothed + (max(GRANULARITY, spread)) + self.max_ack_delay
 
-def _or_none(at: float) -> float | None:
-    return None if at == inf else at
-
-
-def _or_never(at: float | None) -> float:
-    return inf if at is None else at
+    def loss_detection_at(self, space: PacketSpace) -> float:
+        """When the loss detection timer expires once 1-RTT packets are all that is sent (RFC 9002 §A.8); or infinity."""
+        if space.loses_at < inf:
+            return space.loses_at
+        if space.ack_eliciting_in_flight:
+            return self.last_eliciting_at + self.probe_timeout() * (1 << self.pto_count)
+        return inf
 
 
 class OneRtt:
@@ -179,3 +189,13 @@ class OneRtt:
         """The packet number of the peer that decided about ``spin_bit`` (RFC 9000 §17.4)."""
         self.acks_sent = 0
         """ACK frames."""
+
+
+def or_none(at: float) -> float | None:
+    """A time for aioquic: None if it is infinity."""
+    return None if at == inf else at
+
+
+def or_never(at: float | None) -> float:
+    """The inverse."""
+    return inf if at is None else at

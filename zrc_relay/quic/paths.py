@@ -20,19 +20,23 @@ from typing import Any, Final, cast
 from aioquic._buffer import Buffer
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import (
+    CRYPTO_BUFFER_SIZE,
     END_STATES,
     QuicConnection,
     QuicConnectionError,
     QuicNetworkPath,
     QuicReceiveContext,
 )
+from aioquic.quic.crypto import CryptoPair
 from aioquic.quic.logger import QuicLoggerTrace
 from aioquic.quic.packet import QuicErrorCode, QuicFrameType, QuicPacketType
 from aioquic.quic.packet_builder import QuicDeliveryState, QuicPacketBuilder
-from aioquic.tls import Epoch
+from aioquic.quic.recovery import QuicPacketSpace
+from aioquic.quic.stream import QuicStream
+from aioquic.tls import Context, Epoch, ExtensionType
 
 from zrc_relay.quic.ids import RESET_TOKEN_SIZE
-from zrc_relay.quic.keyphase import KeyPair
+from zrc_relay.quic.keyphase import InitialKeys, KeyPair
 from zrc_relay.quic.onertt import OneRtt, PacketSpace, PathState
 from zrc_relay.quic.pmtu import PathMtu
 from zrc_relay.quic.qlog import Trace
@@ -282,12 +286,37 @@ class PathConnection(QuicConnection):
         known.congestion.set_datagram_size(size)
 
     def _initialize(self, peer_cid: bytes) -> None:
-        super()._initialize(peer_cid)
+        if self._is_client:
+            super()._initialize(peer_cid)
+        else:
+            self._initialize_server(peer_cid)
         if self._came_by_retry:
             self._network_paths[0].is_validated = True  # RFC 9000 §8.1.2; aioquic itself would wait for a Handshake packet
         self._keys = self._cryptos[Epoch.ONE_RTT] = KeyPair()
         self._spaces[Epoch.ONE_RTT] = PacketSpace()  # type: ignore[assignment]  # of the same interface
         self._loss.spaces = list(self._spaces.values())
+
+    def _initialize_server(self, peer_cid: bytes) -> None:
+        """What a server needs of upstream's ``_initialize``: no keys for a version of QUIC before a client speaks it."""
+        configuration = self._configuration
+        context = self.tls = Context(
+            is_client=False, alpn_protocols=configuration.alpn_protocols, cipher_suites=configuration.cipher_suites,
+            logger=self._logger,
+        )
+        context.certificate = configuration.certificate
+        context.certificate_chain = configuration.certificate_chain
+        context.certificate_private_key = configuration.private_key
+        context.handshake_extensions = [(ExtensionType.QUIC_TRANSPORT_PARAMETERS, self._serialize_transport_parameters())]
+        context.alpn_cb = self._alpn_handler
+        context.update_traffic_key_cb = self._update_traffic_key
+        self._cryptos_initial = InitialKeys(peer_cid)
+        self._cryptos = {
+            Epoch.INITIAL: self._cryptos_initial[self._version or 0], Epoch.ZERO_RTT: CryptoPair(), Epoch.HANDSHAKE: CryptoPair(),
+        }
+        epochs = (Epoch.INITIAL, Epoch.HANDSHAKE, Epoch.ONE_RTT)
+        self._crypto_buffers = {epoch: Buffer(capacity=CRYPTO_BUFFER_SIZE) for epoch in epochs}
+        self._crypto_streams = {epoch: QuicStream() for epoch in epochs}
+        self._spaces = {Epoch.INITIAL: QuicPacketSpace(), Epoch.HANDSHAKE: QuicPacketSpace()}
 
     def _handle_padding_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
         del frame_type

@@ -7,14 +7,13 @@ in ``PathState``, with the congestion control and the pacer of ``congestion.py``
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import inf
 from operator import attrgetter
-from typing import Any
+from typing import Any, cast
 
 from aioquic.quic.packet_builder import QuicSentPacket
 from aioquic.quic.recovery import QuicPacketRecovery, QuicPacketSpace
 
-from zrc_relay.quic.onertt import MAX_SENT_ACKS, PacketSpace, PathState, SentCryptoPacket, SentPacket
+from zrc_relay.quic.onertt import MAX_SENT_ACKS, PacketSpace, PathState, SentCryptoPacket, SentPacket, or_never, or_none
 
 
 def kept_in(part: str, name: str) -> Any:
@@ -32,10 +31,10 @@ def kept_time(part: str, name: str) -> Any:
 
     def get(owner: object) -> float | None:
         at: float = kept(owner)
-        return None if at == inf else at
+        return or_none(at)
 
     def put(owner: object, at: float | None) -> None:
-        setattr(getattr(owner, part), name, inf if at is None else at)
+        setattr(getattr(owner, part), name, or_never(at))
 
     return property(get, put)
 
@@ -48,7 +47,7 @@ class Recovery(QuicPacketRecovery):
     """See the module's docstring. ``initial_rtt`` is in seconds, ``send_probe`` asks for something that is acknowledged."""
 
     def __init__(self, *, initial_rtt: float, max_datagram_size: int, is_client: bool, send_probe: Callable[[], None]) -> None:
-        self.path = PathState(max_datagram_size)
+        self.path = PathState(max_datagram_size, initial_rtt)
         super().__init__(
             congestion_control_algorithm="reno", initial_rtt=initial_rtt, max_datagram_size=max_datagram_size,
             peer_completed_address_validation=not is_client, send_probe=send_probe,
@@ -67,6 +66,17 @@ class Recovery(QuicPacketRecovery):
             space.sent_packets[number] = kept
         else:
             del space.sent_packets[packet.packet_number]
+
+    def get_probe_timeout(self, *, include_max_ack_delay: bool = True) -> float:
+        """See ``QuicPacketRecovery``."""
+        timeout = self.path.probe_timeout()
+        return timeout if include_max_ack_delay or not self.path.rtt_initialized else timeout - self.path.max_ack_delay
+
+    def get_loss_detection_time(self, *, amplification_limited: bool) -> float | None:
+        """See ``QuicPacketRecovery``. When the handshake is confirmed there are no packets but in the last space."""
+        if self.handshake_confirmed and not amplification_limited:
+            return or_none(self.path.loss_detection_at(cast("PacketSpace", self.spaces[-1])))
+        return super().get_loss_detection_time(amplification_limited=amplification_limited)
 
     # aioquic makes a congestion control and a pacer of its own when it begins.
     _cc: Any = property(attrgetter("path.congestion"), _let_go)

@@ -46,6 +46,8 @@ class Owner(Protocol):
 
     quic: Connection
     streams: Forwarder
+    finished: bool
+    """Whether nothing is left of it, and nobody to be given credit: what came whole goes on to its target without it."""
 
     @property
     def allocation(self) -> Allocation | None:
@@ -86,19 +88,21 @@ class Pipe:
         held = len(self.pending)
         if self.target_id is not None:
             held += self.target.quic.unsent(self.target_id)
-        if self.uncredited > held:
-            self.source.quic.consume(self.source_id, self.uncredited - held)
-            self.uncredited = held
-            self.source.wake()
+        self._give_back(held)
 
     def discard(self) -> None:
         """Nothing goes through any more; what was held is credited, since nobody waits for it."""
         self.closed = True
         self.pending.clear()
-        if self.uncredited:
-            self.source.quic.consume(self.source_id, self.uncredited)
-            self.uncredited = 0
-            self.source.wake()
+        self._give_back(0)
+
+    def _give_back(self, held: int) -> None:
+        """Credit all that was not credited but ``held`` bytes."""
+        if self.uncredited > held:
+            if not self.source.finished:
+                self.source.quic.consume(self.source_id, self.uncredited - held)
+                self.source.wake()
+            self.uncredited = held
 
     @property
     def is_idle(self) -> bool:
