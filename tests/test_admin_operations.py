@@ -7,10 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
 
 from tests.operations_support import OperationsCase, Turns
 from zrc_relay.client import errors
+from zrc_relay.control import local
 from zrc_relay.control.answers import AllocationPage
+from zrc_relay.control.local import LocalTraffic
+from zrc_relay.control.management import Clocks
 from zrc_relay.control.operations import (
     AllocationFilter,
     AllocationName,
@@ -247,6 +251,28 @@ class ConnectionTests(OperationsCase):
         self.world.run(0.006)
         (one,) = self.do(self.operations.connections(None, Page())).items
         self.assertEqual((one.state, one.role, one.allocation, one.current), ("greeting", None, None, False))
+
+    def test_those_that_end_while_others_have_their_turn_are_left_out(self) -> None:
+        self.patch(local, "ADDRESSES", 1)
+        self.patch(local, "ROWS", 1)
+        clients = [self.world.client(Role.DEVICE, self.token(number)) for number in range(4)]
+        self.world.run(0.5)
+        turns = Clock()
+        traffic = LocalTraffic(
+            self.world.relay, self.world.endpoint, self.host.qlogs, self.sampler, Clocks(self.world.now, self.world.wall, turns)
+        )
+        everyone = Deferred.fromCoroutine(traffic.rank_connections(None, 9))
+        turns.advance(0)
+        names = tuple(name for _, name in self.successResultOf(everyone).rows)
+        ranked = Deferred.fromCoroutine(traffic.rank_connections(None, 9))
+        described = Deferred.fromCoroutine(traffic.describe_connections(names))
+        for client in clients:
+            client.close()
+        self.world.run(0.1)
+        while not (ranked.called and described.called):
+            turns.advance(0)
+        self.assertEqual(self.successResultOf(ranked).total, 1)
+        self.assertEqual([item is None for item in self.successResultOf(described)], [False, True, True, True])
 
     def test_pages_do_not_overlap(self) -> None:
         for number in range(5):

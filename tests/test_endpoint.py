@@ -12,11 +12,13 @@ from aioquic.tls import CipherSuite, Epoch
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests import raw_quic as raw
+from tests.door_support import ALWAYS
 from tests.harness import OPEN_TIER, RELAY_ADDRESS, RELAY_ID, World
 from tests.raw_quic import Initial, Raw, ScriptedClient, leftovers
 from tests.relay_view import relay_end
 from zrc_relay.core.codes import ErrorCode, Role
 from zrc_relay.core.counters import Handshake, InputDrop
+from zrc_relay.core.failures import Failure
 from zrc_relay.core.relay import Policy
 from zrc_relay.quic import endpoint as endpoint_module
 from zrc_relay.quic.connection import ACTIVE_IDS
@@ -376,6 +378,58 @@ class ConnectionIdTests(SynchronousTestCase):
         peer.close()
         world.run(RETIRED_ID_LIFETIME + 1)
         self.assertEqual(leftovers(world), {})
+
+
+class DiscardedKeysTests(SynchronousTestCase):
+    """RFC 9001 §4.9.1: once the handshake is complete, a packet under Initial keys, which anybody can make, does nothing."""
+
+    def test_of_any_version(self) -> None:
+        for version in (raw.V1, raw.V2):
+            for frames in (b"\x1c\x0a\x00\x00", b"\x01", raw.crypto_frame(0, bytes(40))):
+                world = World()
+                client = ScriptedClient(world)
+                world.run(0.2)
+                (connection,) = world.endpoint.all_connections()
+                before = connection.quic.idle_deadline
+                packet = raw.Initial(connection.first_destination_id, version).protect(
+                    frames, packet_number=77, dcid=vars(client.quic)["_peer_cid"].cid
+                )
+                Raw(world.network, ("198.51.100.7", 5000)).send(packet)
+                world.run(0.02)
+                self.assertFalse(connection.finished)
+                self.assertEqual((connection.remote.host, connection.quic.idle_deadline), (client.sockaddr[0], before))
+
+
+class AbandonedTests(SynchronousTestCase):
+    """R4.3: a handshake that nobody goes on with may be a reflection's; one that came back with a Retry token cannot."""
+
+    def test_one_that_came_by_retry_was_not_abandoned_whatever_else_comes(self) -> None:
+        world = World(limits=ALWAYS)
+        world.network.filter = lambda data, _, to: None if to != RELAY_ADDRESS and world.endpoint.connections else data
+        ScriptedClient(world)
+        world.run(0.1)
+        (connection,) = world.endpoint.all_connections()
+        packet = raw.Initial(connection.first_destination_id, raw.V1).protect(b"\x01", packet_number=500)
+        Raw(world.network, ("203.0.113.9", 5000)).send(packet)
+        world.run(0.02)
+        self.assertFalse(connection.is_abandoned)
+
+
+class GoneTests(SynchronousTestCase):
+    """R5.6: an error that is about a session whose connection is gone ends what else it is about, and nothing more."""
+
+    def test_the_other_connections_are_closed_and_time_goes_on(self) -> None:
+        world = World()
+        device, _ = world.pair()
+        sessions = tuple(each.session for each in world.endpoint.all_connections())
+        device.close()
+        world.run(0.02)
+        third = ScriptedClient(world)
+        world.run(0.02)
+        world.relay.failures.append(Failure("what fails", ValueError("of our own"), sessions))
+        world.run(1)
+        self.assertEqual(len(self.flushLoggedErrors(ValueError)), 1)
+        self.assertEqual(world.endpoint.all_connections(), [relay_end(world, third)])
 
 
 class ClosingTests(SynchronousTestCase):

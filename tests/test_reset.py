@@ -212,6 +212,19 @@ class DrainingTests(SynchronousTestCase):
         self.assertEqual(len(ids), ACTIVE_IDS)
         self.assertEqual(self.world.relay.counters.stateless_resets_sent, len(ids))
 
+    def test_they_are_known_for_that_long_even_if_one_was_retired_before(self) -> None:
+        client = ScriptedClient(self.world)
+        self.world.run(0.05)
+        first = relay_end(self.world, client).first_destination_id
+        self.world.run(RETIRED_ID_LIFETIME - 0.3)  # the id that the client chose was retired when the handshake was complete
+        client.quic.close()
+        client.flush()
+        self.world.run(1.5)
+        answers = Raw(self.world.network, ("198.51.100.7", 5000))
+        answers.send(raw.Initial(first, raw.V1).protect(b"\x01", packet_number=9))
+        self.world.run(0.02)
+        self.assertEqual((answers.got, self.world.endpoint.handshaking), ([], 0))
+
     def test_after_that_the_client_may_choose_the_id_of_its_first_packet_again(self) -> None:
         for _ in range(2):
             client = ScriptedClient(self.world, first_id=b"\x07chosen-by-it")

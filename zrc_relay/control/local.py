@@ -125,6 +125,8 @@ class LocalTraffic:
         rows: list[Row] = []
 
         def look(connection: RelayConnection) -> None:
+            if connection.finished:
+                return  # since these were listed
             if source is None or comes_from(connection.session, source):
                 rows.append((connection.first_destination_id.hex(), _name(connection)))
 
@@ -137,14 +139,15 @@ class LocalTraffic:
         wanted, found = {name.partition(":")[0] for name in names}, dict[str, RelayConnection]()
 
         def look(connection: RelayConnection) -> None:
-            if connection.name in wanted:
+            if connection.name in wanted and not connection.finished:
                 found[_name(connection)] = connection
 
         await in_slices(self._endpoint.all_connections(), look, self._clocks.reactor)
         describer, items = self._describer(), list[ConnectionInfo | None]()
 
         def describe(name: str) -> None:
-            items.append(describer.connection(found[name]) if name in found else None)
+            connection = found.get(name)
+            items.append(None if connection is None or connection.finished else describer.connection(connection))
 
         await in_slices(names, describe, self._clocks.reactor, ROWS)
         return tuple(items)

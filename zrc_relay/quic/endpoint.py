@@ -17,10 +17,10 @@ Bounds: ``MAX_HANDSHAKES`` half-open connections and ``max_connections`` in all;
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable
 from math import inf
-from typing import ClassVar, Final, cast
+from typing import ClassVar, Final
 
 from twisted.internet.protocol import DatagramProtocol
 from twisted.logger import Logger
@@ -89,7 +89,8 @@ class Endpoint(DatagramProtocol):
         self._wall = wall
         self._random = random
         self._routes: dict[bytes, RelayConnection] = {}
-        self._retired: deque[tuple[float, bytes, RelayConnection]] = deque()
+        self._retired: OrderedDict[bytes, tuple[float, RelayConnection]] = OrderedDict()
+        """Until when an id is known for whom, soonest first."""
         self._connections: set[RelayConnection] = set()
         self._handshaking: set[RelayConnection] = set()
         self._touched: dict[RelayConnection, None] = {}
@@ -325,12 +326,13 @@ class Endpoint(DatagramProtocol):
 
     def retired(self, connection_id: bytes, connection: RelayConnection) -> None:
         """See ``Host``. Late packets to the id are still known as the connection's for a while, and dropped by it."""
+        self._retired.pop(connection_id, None)  # it may have been retired before its connection ended
         if len(self._retired) >= MAX_RETIRED_IDS:
             self._forget_retired()
-        self._retired.append((self._now() + RETIRED_ID_LIFETIME, connection_id, connection))
+        self._retired[connection_id] = (self._now() + RETIRED_ID_LIFETIME, connection)
 
     def _forget_retired(self) -> None:
-        _, connection_id, connection = self._retired.popleft()
+        connection_id, (_, connection) = self._retired.popitem(last=False)
         if self._routes.get(connection_id) is connection:  # a client may choose the same id for its next connection
             del self._routes[connection_id]
 
@@ -366,8 +368,7 @@ class Endpoint(DatagramProtocol):
     def sweep(self) -> None:
         """What is due a few times a second: expiry, held-back notices, retired ids."""
         now, wall = self._now(), self._wall()
-        retired = self._retired
-        while retired and retired[0][0] <= now:
+        while self._retired and next(iter(self._retired.values()))[0] <= now:
             self._forget_retired()
         revision = self.relay.admission.lists.revision
         if revision != self._access_revision:
@@ -457,18 +458,20 @@ class Endpoint(DatagramProtocol):
 
     def _flush(self, now: float, wall: float) -> None:
         self._batch_now = now
-        for _ in range(MAX_FLUSH_ROUNDS):
-            self._report_failures()
-            if not self._touched:
-                break
-            self._flush_touched(now, wall)
-            self.relay.settle(now, wall)
-        self._batch_now = None
-        upcoming = self._deadlines.next()
-        if self._touched:
-            self._wake(now)
-        elif upcoming < inf:
-            self._wake(upcoming)
+        try:
+            for _ in range(MAX_FLUSH_ROUNDS):
+                self._report_failures()
+                if not self._touched:
+                    break
+                self._flush_touched(now, wall)
+                self.relay.settle(now, wall)
+        finally:
+            self._batch_now = None
+            upcoming = self._deadlines.next()
+            if self._touched:
+                self._wake(now)
+            elif upcoming < inf:
+                self._wake(upcoming)
 
     def _flush_touched(self, now: float, wall: float) -> None:
         touched, self._touched = self._touched, {}
@@ -499,7 +502,8 @@ class Endpoint(DatagramProtocol):
                 )
             self.relay.counters.session_errors += 1
             for session in failed.sessions:
-                self._abort(cast(RelayConnection, session.link))
+                if isinstance(session.link, RelayConnection):  # and not gone since
+                    self._abort(session.link)
 
     def _fail(self, connection: RelayConnection) -> None:
         """One connection's processing raised: end that one (R5.6)."""
@@ -514,8 +518,8 @@ class Endpoint(DatagramProtocol):
     def _fail_channel(self, channel: Channel, path: Path) -> None:
         """The same, when it was about what a client sent on its channel."""
         sender = channel.sender(path)
-        if sender is not None:
-            self._fail(cast(RelayConnection, sender.link))
+        if sender is not None and isinstance(sender.link, RelayConnection):
+            self._fail(sender.link)
 
     def _abort(self, connection: RelayConnection) -> None:
         if connection not in self._connections:

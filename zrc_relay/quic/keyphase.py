@@ -59,15 +59,21 @@ class InitialKeys(dict[int, CryptoPair]):
     """The keys of a server's Initial packets (RFC 9001 §5.2) by the version of QUIC: made when a client speaks that.
 
     ``connection_id`` is the Destination Connection ID of the client's first Initial. Who asks has seen that the version is known.
+    Once they are discarded (RFC 9001 §4.9.1) there are none for any version: everyone who saw the handshake could make them.
     """
 
     def __init__(self, connection_id: bytes) -> None:
         super().__init__()
-        self._connection_id = connection_id
+        self._connection_id: bytes | None = connection_id
+
+    def discard(self) -> None:
+        """Make no more; those that were made are torn down by who used them."""
+        self._connection_id = None
 
     def __missing__(self, version: int) -> CryptoPair:
         pair = self[version] = CryptoPair()
-        pair.setup_initial(cid=self._connection_id, is_client=False, version=version)
+        if self._connection_id is not None:
+            pair.setup_initial(cid=self._connection_id, is_client=False, version=version)
         return pair
 
 

@@ -471,7 +471,9 @@ class RelayConnection(Timed):
     @property
     def is_abandoned(self) -> bool:
         """Whether the client was answered and has never shown that it receives what is sent to its address."""
-        return not self.established and self.quic.is_started and self.quic.validated_address is None
+        if self.established or self.is_admitted:  # a Retry token came back from there
+            return False
+        return self.quic.is_started and self.quic.validated_address is None
 
     @property
     def remote(self) -> Address:
@@ -494,7 +496,8 @@ class RelayConnection(Timed):
             return None
         side = allocation.sides[1 - self.session.role]
         side.select(self._now)  # silence may have changed it
-        return cast(RelayConnection, cast(Session, side.current).link) if side.current is not None else None
+        link = cast(Session, side.current).link if side.current is not None else None
+        return link if isinstance(link, RelayConnection) else None
 
     def datagram_received(self, payload: bytes) -> None:
         """See ``Owner``."""

@@ -318,6 +318,11 @@ class PathConnection(QuicConnection):
         self._crypto_streams = {epoch: QuicStream() for epoch in epochs}
         self._spaces = {Epoch.INITIAL: QuicPacketSpace(), Epoch.HANDSHAKE: QuicPacketSpace()}
 
+    def _discard_epoch(self, epoch: Epoch) -> None:
+        super()._discard_epoch(epoch)
+        if epoch is Epoch.INITIAL and isinstance(self._cryptos_initial, InitialKeys):
+            self._cryptos_initial.discard()
+
     def _handle_padding_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
         del frame_type
         position, size = buf.tell(), _PADDING_PIECE
