@@ -441,6 +441,6 @@ class ScriptedClient(Raw):
 
 def leftovers(world: World) -> dict[str, int]:
     """How much the relay's endpoint still holds, by table; what is zero is left out."""
-    names = ("_routes", "_connections", "_handshaking", "_touched", "_deadlines")
+    names = ("_route_table", "_connections", "_handshaking", "_touched", "_deadlines")
     tables = {name: getattr(world.endpoint, name) for name in names}
     return {name: len(table) for name, table in tables.items() if len(table)}

@@ -22,12 +22,13 @@ from zrc_relay.core.failures import Failure
 from zrc_relay.core.relay import Policy
 from zrc_relay.quic import endpoint as endpoint_module
 from zrc_relay.quic.connection import ACTIVE_IDS
-from zrc_relay.quic.endpoint import RETIRED_ID_LIFETIME, TIMEOUT_BUDGET
+from zrc_relay.quic.endpoint import TIMEOUT_BUDGET
 from zrc_relay.quic.fastpath import MAX_ACK_DELAY
 from zrc_relay.quic.link import RelayConnection
+from zrc_relay.quic.routes import RETIRED_ID_LIFETIME
 from zrc_relay.quic.settings import EndpointSettings
 from zrc_relay.quic.udp import Path, SocketAddress
-from zrc_relay.quic.wheel import Wheel
+from zrc_relay.quic.wheel import SLOTS_PER_SECOND, Wheel
 
 UNKNOWN_VERSION = 0x1A2A3A4A
 
@@ -339,9 +340,9 @@ class ConnectionIdTests(SynchronousTestCase):
             world.run(0.2)
             self.assertEqual(len(client.values(raw.RELAYS)), number + 1)
         self.assertEqual(len(seen), 25)
-        self.assertLess(leftovers(world)["_routes"], ACTIVE_IDS + RETIRED_ID_LIFETIME / 0.2 + 3)
+        self.assertLess(leftovers(world)["_route_table"], ACTIVE_IDS + RETIRED_ID_LIFETIME / 0.2 + 3)
         world.run(RETIRED_ID_LIFETIME + 0.5)
-        self.assertEqual(leftovers(world)["_routes"], ACTIVE_IDS)
+        self.assertEqual(leftovers(world)["_route_table"], ACTIVE_IDS)
 
     def test_late_packets_to_a_retired_id_are_known_for_a_while_and_then_a_strangers(self) -> None:
         world = World()
@@ -603,6 +604,30 @@ class BatchTests(SynchronousTestCase):
                 self.assertLess(connection.wakes_at, fast.recovery_deadline(0.0) + 0.002)
                 seen += 1
         self.assertGreater(seen, 50)
+
+    def test_a_slow_connection_is_not_looked_at_at_a_probe_timeout_that_is_over(self) -> None:
+        """It has given up the place for it when what was on its way was acknowledged."""
+        world = World()
+        device, peer = world.pair()
+        world.run(1.0)
+        connection = relay_end(world, device)
+        space = vars(connection.quic)["_spaces"][Epoch.ONE_RTT]
+        given_up = 0
+        for _ in range(20):
+            peer.send(b"x" * 100)
+            was_on_its_way = False
+            for _ in range(60):
+                world.run(0.001)
+                soon = (world.now() + 1.0) * SLOTS_PER_SECOND
+                if space.ack_eliciting_in_flight:
+                    was_on_its_way = True
+                    self.assertLess(connection.slot, soon)
+                elif was_on_its_way:
+                    self.assertGreater(connection.slot, soon)
+                    given_up += 1
+                    break
+            world.run(0.2)
+        self.assertGreater(given_up, 10)
 
     def test_however_long_it_takes_to_find_who_is_due_they_have_their_turn(self) -> None:
         world = World()

@@ -8,7 +8,7 @@ from math import inf, nan
 from twisted.trial.unittest import SynchronousTestCase
 
 from zrc_relay.control.answers import moment
-from zrc_relay.logs.moments import timestamp
+from zrc_relay.moments import timestamp
 
 
 class TimestampTests(SynchronousTestCase):

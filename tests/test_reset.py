@@ -13,8 +13,9 @@ from tests.relay_view import relay_end
 from zrc_relay.core.counters import Handshake, InputDrop
 from zrc_relay.core.relay import Relay
 from zrc_relay.quic.connection import ACTIVE_IDS
-from zrc_relay.quic.endpoint import RETIRED_ID_LIFETIME, Endpoint
+from zrc_relay.quic.endpoint import Endpoint
 from zrc_relay.quic.ids import RESET_TOKEN_SIZE, SECRET_SIZE, ConnectionIds
+from zrc_relay.quic.routes import RETIRED_ID_LIFETIME
 from zrc_relay.quic.settings import EndpointSettings
 from zrc_relay.quic.strays import RESETS_PER_SECOND
 from zrc_relay.quic.udp import Path

@@ -14,6 +14,7 @@ MANY = 500
 _steps = st.lists(
     st.one_of(
         st.tuples(st.just("set"), st.integers(0, 3), st.integers(0, 120)),
+        st.tuples(st.just("put off"), st.integers(0, 3), st.integers(0, 240)),
         st.tuples(st.just("unset"), st.integers(0, 3), st.just(0)),
         st.tuples(st.just("owe"), st.integers(0, 3), st.integers(0, 120)),
         st.tuples(st.just("look"), st.just(0), st.integers(0, 60)),
@@ -127,6 +128,47 @@ class WheelTests(SynchronousTestCase):
         self.assertEqual(self.wheel.due(now + 29.9), ([], []))
         self.assertEqual(self.wheel.due(now + 30.001), ([self.item], []))
 
+    def early(self) -> None:
+        """Give the item a deadline soon in front of one that is far away."""
+        self.wheel.set(self.item, 40.0)
+        self.wheel.set(self.item, 10.0)
+        self.assertTrue(self.item.is_early)
+
+    def test_who_leaves_the_place_in_front_is_not_looked_at_when_that_is_due(self) -> None:
+        self.early()
+        self.wheel.put_off(self.item, 42.0)
+        self.assertFalse(self.item.is_early)
+        self.assertEqual((len(self.wheel), self.wheel.next(), self.places()), (1, 40.0, 1))
+        self.assertEqual([self.wheel.due(now) for now in (10.0, 41.9)], [([], []), ([], [])])
+        self.assertEqual((self.wheel.next(), self.wheel.due(42.0)), (42.0, ([self.item], [])))
+
+    def test_who_leaves_a_place_stays_there_for_its_acknowledgement(self) -> None:
+        self.early()
+        self.wheel.set_owing(self.item, 10.0)
+        self.wheel.put_off(self.item, 42.0)
+        self.assertEqual([self.wheel.due(now) for now in (10.0, 42.0)], [([], [self.item]), ([self.item], [])])
+
+    def test_others_stay_in_the_place_that_one_leaves(self) -> None:
+        other = Timed()
+        self.early()
+        self.wheel.set(other, 10.0)
+        self.wheel.put_off(self.item, 42.0)
+        self.assertEqual((self.wheel.next(), self.wheel.due(10.0)), (10.0, ([other], [])))
+
+    def test_who_is_put_off_to_a_time_before_its_far_one_is_due_then(self) -> None:
+        self.early()
+        self.wheel.put_off(self.item, 12.0)
+        self.assertEqual((self.wheel.due(11.9), self.wheel.due(12.0)), (([], []), ([self.item], [])))
+
+    def test_who_is_put_off_time_and_again_leaves_no_places_behind(self) -> None:
+        """Also where its far place was later than what it is put off to."""
+        self.wheel.set(self.item, 40.0)
+        for number in range(MANY):
+            now = number / 100
+            self.wheel.set(self.item, now + 0.05)
+            self.wheel.put_off(self.item, now + 30.0)
+            self.assertLessEqual(self.places(), 2)
+
     def test_clearing_away_pays_for_itself(self) -> None:
         """Also where few have a deadline and many owe an acknowledgement."""
         items = [Timed() for _ in range(MANY)]
@@ -154,6 +196,10 @@ class WheelTests(SynchronousTestCase):
             if what == "set":
                 wheel.set(items[which], at)
                 deadlines[which] = at
+            elif what == "put off":
+                if items[which].is_early:
+                    wheel.put_off(items[which], at)
+                    deadlines[which] = at
             elif what == "unset":
                 wheel.set(items[which], inf)
                 deadlines.pop(which, None)

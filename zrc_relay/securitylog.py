@@ -35,7 +35,7 @@ from zrc_relay.core.fields import Address
 from zrc_relay.core.limiter import TokenBucket
 from zrc_relay.core.relay import Observer
 from zrc_relay.linefile import LineFile
-from zrc_relay.logs.moments import timestamp
+from zrc_relay.moments import timestamp
 
 SOURCE_BURST: Final = 10
 """Records of one kind and cause that one source gets at once."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Any, Final
 
-from zrc_relay.logs.moments import timestamp
+from zrc_relay.moments import timestamp
 
 TALKERS: Final = 10
 """How many of the busiest allocations the statistics name."""

@@ -22,7 +22,7 @@ from twisted.logger import Logger
 
 from zrc_relay.core.limiter import TokenBucket
 from zrc_relay.linefile import LineFile
-from zrc_relay.logs.moments import timestamp
+from zrc_relay.moments import timestamp
 
 STRANGERS: Final = 5.0
 """Records a second about requests of nobody that is known here."""

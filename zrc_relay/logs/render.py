@@ -20,7 +20,7 @@ from twisted.logger import formatEvent
 from twisted.python.failure import Failure
 
 from zrc_relay.logs.catalog import EVENTS, OTHER
-from zrc_relay.logs.moments import timestamp
+from zrc_relay.moments import timestamp
 
 MAX_TEXT: Final = 1000
 """Longest text of a field or sentence, in characters."""

@@ -6,8 +6,7 @@ Theory of operation
 connection, or makes one for an Initial if the ``Door`` lets it in, or drops it with a cause. Nothing is parsed that is not needed
 for that. ``batch_done`` then flushes each connection that was touched, once, however many packets the batch had for it.
 
-* ``routes`` maps our connection ids to connections: those issued, those retired lately (so that late packets do not look like a
-  stranger's), and during the handshake the id the client chose.
+* ``Routes`` says whose a packet is, by its Destination Connection ID.
 * Deadlines of all connections share one ``Wheel`` and one reactor timer, which is re-armed only when the earliest deadline moves
   earlier.
 * An exception in the processing of one connection ends that connection (R5.6); it is logged with its name and counted.
@@ -17,7 +16,6 @@ Bounds: ``MAX_HANDSHAKES`` half-open connections and ``max_connections`` in all;
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable
 from math import inf
 from typing import ClassVar, Final
@@ -37,6 +35,7 @@ from zrc_relay.quic.door import Door, Opening, reply
 from zrc_relay.quic.gather import Gather
 from zrc_relay.quic.ids import CONNECTION_ID_SIZE, ConnectionIds
 from zrc_relay.quic.link import RelayConnection
+from zrc_relay.quic.routes import Routes
 from zrc_relay.quic.settings import Credentials, EndpointSettings
 from zrc_relay.quic.stateless import SUPPORTED_VERSIONS, LongHeader, parse_long_header, version_negotiation
 from zrc_relay.quic.strays import Strays
@@ -45,9 +44,6 @@ from zrc_relay.quic.wheel import Wheel
 
 MAX_HANDSHAKES: Final = 1024
 """Half-open connections at a time: some 75 MB, and three times what a core can complete within ``handshake_timeout``."""
-RETIRED_ID_LIFETIME: Final = 3.0
-"""Seconds that a retired connection id still leads to its connection: some PTOs on any usable path."""
-MAX_RETIRED_IDS: Final = 65536
 MIN_INITIAL: Final = 1200
 """Smallest UDP payload that an Initial may come in (RFC 9000 §14.1)."""
 MIN_CLIENT_ID: Final = 8
@@ -88,9 +84,8 @@ class Endpoint(DatagramProtocol):
         self._now = now
         self._wall = wall
         self._random = random
-        self._routes: dict[bytes, RelayConnection] = {}
-        self._retired: OrderedDict[bytes, tuple[float, RelayConnection]] = OrderedDict()
-        """Until when an id is known for whom, soonest first."""
+        self._routes = Routes()
+        self._route_table = self._routes.table
         self._connections: set[RelayConnection] = set()
         self._handshaking: set[RelayConnection] = set()
         self._touched: dict[RelayConnection, None] = {}
@@ -133,7 +128,7 @@ class Endpoint(DatagramProtocol):
             return
         first = data[0]
         if 64 <= first < 128:
-            connection = self._routes.get(data[1 : 1 + CONNECTION_ID_SIZE])
+            connection = self._route_table.get(data[1 : 1 + CONNECTION_ID_SIZE])
             if connection is None:
                 self._strays.short(data, path, self._now())
                 return
@@ -267,7 +262,7 @@ class Endpoint(DatagramProtocol):
         if header is None:
             self.relay.counters.input_dropped[InputDrop.TRUNCATED] += 1
             return None
-        connection = self._routes.get(header.destination)
+        connection = self._route_table.get(header.destination)
         if connection is not None or not self._may_begin(header, len(data), path):
             return connection
         opening = self._door.knock(
@@ -313,7 +308,7 @@ class Endpoint(DatagramProtocol):
             self, self.credentials, self._settings,
             ids=self._ids, nonce=self._random(32), opening=opening, path=path, now=self._now(),
         )
-        self._routes[connection.first_destination_id] = connection
+        self._route_table[connection.first_destination_id] = connection
         self._connections.add(connection)
         self._handshaking.add(connection)
         return connection
@@ -322,19 +317,11 @@ class Endpoint(DatagramProtocol):
 
     def issued(self, connection_id: bytes, connection: RelayConnection) -> None:
         """See ``Host``."""
-        self._routes[connection_id] = connection
+        self._route_table[connection_id] = connection
 
     def retired(self, connection_id: bytes, connection: RelayConnection) -> None:
-        """See ``Host``. Late packets to the id are still known as the connection's for a while, and dropped by it."""
-        self._retired.pop(connection_id, None)  # it may have been retired before its connection ended
-        if len(self._retired) >= MAX_RETIRED_IDS:
-            self._forget_retired()
-        self._retired[connection_id] = (self._now() + RETIRED_ID_LIFETIME, connection)
-
-    def _forget_retired(self) -> None:
-        connection_id, (_, connection) = self._retired.popitem(last=False)
-        if self._routes.get(connection_id) is connection:  # a client may choose the same id for its next connection
-            del self._routes[connection_id]
+        """See ``Host``."""
+        self._routes.retire(connection_id, connection, self._now())
 
     def established(self, connection: RelayConnection) -> None:
         """See ``Host``."""
@@ -359,6 +346,10 @@ class Endpoint(DatagramProtocol):
         """See ``Host``."""
         self._deadlines.set(connection, deadline)
 
+    def put_off(self, connection: RelayConnection, deadline: float) -> None:
+        """See ``Host``."""
+        self._deadlines.put_off(connection, deadline)
+
     def expect_owing(self, connection: RelayConnection, at: float) -> None:
         """See ``Host``."""
         self._deadlines.set_owing(connection, at)
@@ -368,8 +359,7 @@ class Endpoint(DatagramProtocol):
     def sweep(self) -> None:
         """What is due a few times a second: expiry, held-back notices, retired ids."""
         now, wall = self._now(), self._wall()
-        while self._retired and next(iter(self._retired.values()))[0] <= now:
-            self._forget_retired()
+        self._routes.sweep(now)
         revision = self.relay.admission.lists.revision
         if revision != self._access_revision:
             self._access_revision = revision
@@ -542,13 +532,6 @@ class Endpoint(DatagramProtocol):
         self._connections.discard(connection)
         self._handshaking.discard(connection)
         self._deadlines.set(connection, inf)
-        routes = self._routes
-        for connection_id in (*connection.quic.own_ids, connection.first_destination_id):
-            if routes.get(connection_id) is not connection:
-                continue
-            if connection.is_draining:
-                self.retired(connection_id, connection)
-            else:
-                del routes[connection_id]
+        self._routes.remove(connection, self._now())
         if connection.finished:
             connection.let_go()

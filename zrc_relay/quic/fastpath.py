@@ -50,6 +50,7 @@ ACK_EVERY_AT_FIRST: Final = 2
 """The same for the first ``FIRST_PACKETS``."""
 FIRST_PACKETS: Final = 100
 MIN_ACK_DELAY: Final = GRANULARITY
+"""Seconds: no timer is finer."""
 MAX_ACK_DELAY: Final = 0.020
 """Seconds: less than the max_ack_delay that is advertised (25 ms), by what a timer may be late."""
 ACK_TICK: Final = 0.005
@@ -109,7 +110,9 @@ class FastPath:
         self.heard = False
         """Whether the last batch brought anything authentic,"""
         self.is_sooner = False
-        """and a shorter probe timeout for what is still on its way."""
+        """and a shorter probe timeout for what is still on its way,"""
+        self.is_at_rest = False
+        """or the end of what was, a while after it was sent: with nothing on its way there is no probe timeout."""
         self._pto = self._path.probe_timeout()
         """The PTO in seconds without backoff, as of the last packet."""
 
@@ -148,7 +151,7 @@ class FastPath:
         Returns the DATAGRAM payloads in order of arrival, and the packets from the first unusual one on; the caller gives that
         one to ``Connection.receive_datagram``.
         """
-        self.heard = self.is_sooner = False
+        self.heard = self.is_sooner = self.is_at_rest = False
         state = self._state
         if state.attention or state.revision != self._revision:
             self._look()
@@ -245,7 +248,10 @@ class FastPath:
             if not self._is_settled:
                 self._is_settled = self._keys.is_settled = True  # the peer was heard with the keys in use (RFC 9001 §6.5)
             pto = self._path.probe_timeout()
-            self.is_sooner = pto < self._pto and space.ack_eliciting_in_flight > 0
+            if space.ack_eliciting_in_flight:
+                self.is_sooner = pto < self._pto
+            else:
+                self.is_at_rest = now - self._path.last_eliciting_at >= ACK_TICK
             self._pto = pto
             idle = self._idle_timeout
             state.close_at = now + (idle if idle > 3 * pto else 3 * pto)  # RFC 9000 §10.1

@@ -75,6 +75,10 @@ class Host(Protocol):
         """Call ``connection.timed_out`` at ``deadline`` (monotonic seconds; infinity: never) and not when it was to be called."""
         ...
 
+    def put_off(self, connection: RelayConnection, deadline: float) -> None:
+        """As ``expect``, when it was to be called soon and is not any more."""
+        ...
+
     def expect_owing(self, connection: RelayConnection, at: float) -> None:
         """Flush ``connection``, which owes an acknowledgement, at ``at``, whatever else is expected of it."""
         ...
@@ -195,6 +199,8 @@ class RelayConnection(Timed):
                 packets = packets[1:]
         if fast.is_sooner and fast.recovery_deadline(self._idle_margin) < self.wakes_at - GRANULARITY:
             self._host.expect(self, self._fast_deadline(fast, now))
+        elif fast.is_at_rest and self.is_early:
+            self._host.put_off(self, self._fast_deadline(fast, now))
         at = fast.ack_at
         if self._state.attention or self._egress.payloads or at <= now:
             self._host.touch(self)

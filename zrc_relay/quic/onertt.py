@@ -140,8 +140,7 @@ class PathState:
         """The PTO for 1-RTT packets in seconds without backoff (RFC 9002 §6.2.1)."""
         if not self.rtt_initialized:
             return 2 * self.rtt_initial
-        spread = 4 * self.rtt_variance
-        return self.rtt_smoothed + (max(GRANULARITY, spread)) + self.max_ack_delay
+        return self.rtt_smoothed + max(GRANULARITY, 4 * self.rtt_variance) + self.max_ack_delay
 
     def loss_detection_at(self, space: PacketSpace) -> float:
         """When the loss detection timer expires once 1-RTT packets are all that is sent (RFC 9002 §A.8); or infinity."""

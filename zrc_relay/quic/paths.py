@@ -159,11 +159,6 @@ class PathConnection(QuicConnection):
     # -- the path
 
     @property
-    def peer_address(self) -> Any:
-        """Where packets go now, as it was given to ``receive_datagram``."""
-        return self._network_paths[0].addr
-
-    @property
     def validated_address(self) -> Any:
         """The last address of the peer that was validated (RFC 9000 §8); None before the first."""
         path = self._network_paths[0] if self._network_paths else None

@@ -1,7 +1,7 @@
 """``Recovery``: aioquic's loss recovery (RFC 9002) on the state that the short way works with, too.
 
-Nothing is decided here. aioquic's class reads and writes attributes of its own; these are properties, and what they stand for is
-in ``PathState``, with the congestion control and the pacer of ``congestion.py``.
+aioquic's class reads and writes attributes of its own; these are properties here, and what they stand for is in ``PathState``,
+with the congestion control and the pacer of ``congestion.py``.
 """
 
 from __future__ import annotations
