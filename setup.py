@@ -14,8 +14,8 @@ from setuptools import find_packages, setup
 COMPILED = (
     "core/allocation.py", "core/channel.py", "core/counters.py", "core/histogram.py", "core/limiter.py",
     "core/session.py", "core/varint.py", "quic/congestion.py", "quic/egress.py", "quic/endpoint.py", "quic/fastpath.py",
-    "quic/frames.py", "quic/gather.py", "quic/link.py", "quic/onertt.py", "quic/recent.py", "quic/routes.py",
-    "quic/udp.py", "quic/wheel.py",
+    "quic/frames.py", "quic/gather.py", "quic/link.py", "quic/onertt.py", "quic/outlet.py", "quic/recent.py",
+    "quic/routes.py", "quic/udp.py", "quic/wheel.py",
 )
 """What a packet goes through, as one unit: a call from one of these to another does not go through the interpreter."""
 modules = []

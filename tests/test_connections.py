@@ -11,7 +11,7 @@ from zrc_relay.client.notices import MaxPayloadChanged, NoticeEvent, PeerJoined,
 from zrc_relay.core.codes import ErrorCode, Role
 from zrc_relay.core.relay import Policy
 from zrc_relay.core.token import RelayToken
-from zrc_relay.quic.link import PROBE_DELAY
+from zrc_relay.quic.outlet import PROBE_DELAY
 from zrc_relay.quic.udp import SocketAddress
 
 FIRST_UNIDIRECTIONAL = 7

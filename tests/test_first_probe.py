@@ -6,7 +6,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.harness import RELAY_ADDRESS, World
 from zrc_relay.core.codes import Role
-from zrc_relay.quic.link import PROBE_DELAY
+from zrc_relay.quic.outlet import PROBE_DELAY
 from zrc_relay.quic.udp import SocketAddress
 
 

@@ -506,5 +506,5 @@ class IsolationTests(SynchronousTestCase):
     def test_an_exception_when_its_timer_fires(self) -> None:
         connection = self.connection_of(self.device.host.sockaddr)
         self.patch(connection, "timed_out", self.explode)
-        self.peer.send(b"x")  # what goes on to the device has a probe timeout
+        self.world.endpoint.expect(connection, self.world.now() + 0.1)
         self.check()

@@ -3,15 +3,13 @@
 Theory of operation
 -------------------
 The endpoint gives it packets (``receive``) and time (``timed_out``), and asks it once per batch for what is to be sent
-(``flush``). In between it turns QUIC's events into calls of its ``Session``, and is the session's ``Link``. ``flush`` also ends
-things: a close waits until what the session said before (RELEASED, NOTICE TERMINATED) was acknowledged, at most ``MAX_LINGER``.
-aioquic sends nothing but the close once ``close`` was called, and some clients forget what they had not read when it arrives.
+(``flush``). In between it turns QUIC's events into calls of its ``Session``; what the session and others do to it is ``Outlet``.
+``flush`` also ends things: a close waits until what the session said before (RELEASED, NOTICE TERMINATED) was acknowledged, at
+most ``MAX_LINGER``. aioquic sends nothing but the close once ``close`` was called, and some clients forget what they had not read
+when it arrives.
 
 While a connection is closing, its last packet is kept and repeated for the 1st, 2nd, 4th, 8th ... packet that arrives
 (RFC 9000 §10.2.1).
-
-Other sessions act on this one too, through ``send_datagrams``, ``send_control`` and ``close``. An exception there is this
-connection's and not that of whose packet is being handled: it is kept, and raised by the next ``flush`` (R5.6).
 """
 
 from __future__ import annotations
@@ -23,31 +21,21 @@ from typing import Any, Final, Protocol, cast
 from aioquic.quic import events
 from aioquic.quic.logger import QuicLoggerTrace
 
-from zrc_relay.core.allocation import Allocation
-from zrc_relay.core.codes import DropCause, ErrorCode
+from zrc_relay.core.codes import ErrorCode
 from zrc_relay.core.counters import Handshake
 from zrc_relay.core.relay import Relay
-from zrc_relay.core.session import Session
-from zrc_relay.core.wire import Address, WireError
-from zrc_relay.quic.connection import CONTROL_STREAM, HELLO_STREAM, Connection
+from zrc_relay.core.wire import WireError
+from zrc_relay.quic.connection import CONTROL_STREAM
 from zrc_relay.quic.door import Opening
-from zrc_relay.quic.egress import EgressQueue
 from zrc_relay.quic.fastpath import FastPath
-from zrc_relay.quic.gone import GoneLink
 from zrc_relay.quic.ids import ConnectionIds
 from zrc_relay.quic.onertt import GRANULARITY
-from zrc_relay.quic.oversize import OversizeSender
+from zrc_relay.quic.outlet import Outlet
 from zrc_relay.quic.settings import Credentials, EndpointSettings
-from zrc_relay.quic.streams import Forwarder
 from zrc_relay.quic.udp import Path
-from zrc_relay.quic.wheel import Timed
 
 IDLE_MARGIN: Final = 0.1
 """Seconds, beside one PTO, before QUIC's idle timeout at which a connection is closed with a word (R5.5)."""
-MAX_LINGER: Final = 1.0
-"""Longest time in seconds that a close waits for the control stream to be acknowledged."""
-PROBE_DELAY: Final = 0.25
-"""Seconds from the handshake to the first probe of the path's MTU: a probe is a twentieth of what a short connection costs."""
 
 
 class Host(Protocol):
@@ -84,10 +72,8 @@ class Host(Protocol):
         ...
 
 
-class RelayConnection(Timed):
+class RelayConnection(Outlet):
     """See the module's docstring. It keeps the ``credentials`` and ``settings`` that it began with."""
-
-    __deletable__ = ("_oversize", "streams")  # in ``let_go``; mypyc wants to know
 
     def __init__(
         self,
@@ -101,62 +87,33 @@ class RelayConnection(Timed):
         path: Path,
         now: float,
     ) -> None:
-        super().__init__()
         self._host = host
-        self._ids = ids
-        self.certificate_sha256 = credentials.certificate_sha256
-        original_id, retry_id = opening.original_id, opening.retry_id
-        self._original_id = original_id
-        self.first_destination_id = original_id if retry_id is None else retry_id
+        super().__init__(
+            host.relay, credentials, settings, ids=ids, nonce=nonce, opening=opening, path=path, now=now, on_issued=self._issued,
+        )
+        self.first_destination_id = self._original_id if opening.retry_id is None else opening.retry_id
         """The connection id that the client uses until it knows one of ours: its own choice, or our Retry's."""
-        self.is_admitted = retry_id is not None  # with a Retry token, and so counted against its source's rate
-        self.established = False
-        self.finished = False
+        self.is_admitted = opening.is_validated  # with a Retry token, and so counted against its source's rate
         self.is_draining = False
         """The client has closed it: nothing may be sent any more, not even a stateless reset for its late packets
         (RFC 9000 §10.2.2). That takes no more than its ids, so the rest does not wait for the draining period to end."""
-        self._first_path = path
         self._handshake_deadline: float | None = now + settings.handshake_timeout
-        self._close: tuple[ErrorCode, str] | None = None
-        self._linger_until = 0.0
         self._closing_packets: list[tuple[bytes, Path]] = []
         self._heard_closing = 0
         self._control_received = 0
         self._control_credited = 0
-        self._now = now
-        self.quic = Connection(
-            configuration=credentials.configuration,
-            ids=ids,
-            egress=self._queue(settings),
-            max_streams=settings.max_streams,
-            on_issued=self._issued,
-            max_udp_payload=settings.max_udp_payload,
-            probe_delay=PROBE_DELAY,
-            original_destination_connection_id=original_id,
-            retry_source_connection_id=retry_id,
-        )
-        self._state = self.quic.one_rtt
-        self._egress = self.quic.egress
-        self.session = Session(host.relay, self, nonce, now)
-        self.streams = Forwarder(self, host.relay.counters, settings.max_pending_streams)
-        self._oversize = OversizeSender(self.quic, self._queue(settings))
-        self._error: Exception | None = None
         self._may_be_fast = settings.fast_path
         self._fast: FastPath | None = None
         self._idle_margin = self.quic.configuration.idle_timeout / 4
-        self._max_payload = 0
         self._known_path = path
         self._key_updates = 0
 
-    def _queue(self, settings: EndpointSettings) -> EgressQueue:
-        waits = self._host.relay.counters.egress_waits
-        return EgressQueue(settings.egress_queue_bytes, settings.egress_queue_age, self._dropped_late, waits)
-
-    def _dropped_late(self, size: int) -> None:
-        self.session.drop_egress(DropCause.EGRESS_QUEUE, size, self._now)
-
     def _issued(self, connection_id: bytes) -> None:
         self._host.issued(connection_id, self)
+
+    def touch(self) -> None:
+        """See ``Outlet``."""
+        self._host.touch(self)
 
     # -- what the endpoint calls
 
@@ -174,7 +131,7 @@ class RelayConnection(Timed):
         self._handle_events(now, wall)
         if quic.idle_deadline != deadline:
             self.session.heard(now)  # an authentic packet, and nothing else, moves the idle timer
-        self._host.touch(self)
+        self.touch()
 
     def receive_batch(self, packets: list[bytes], path: Path, now: float, wall: float) -> None:
         """Short-header packets for this connection, all from one path, in order."""
@@ -203,7 +160,7 @@ class RelayConnection(Timed):
             self._host.put_off(self, self._fast_deadline(fast, now))
         at = fast.ack_at
         if self._state.attention or self._egress.payloads or at <= now:
-            self._host.touch(self)
+            self.touch()
         elif at < inf:  # all else moves away when something is heard, or sets ``attention`` or ``is_sooner``
             self._host.expect_owing(self, at)
 
@@ -218,7 +175,7 @@ class RelayConnection(Timed):
         fast = self._fast
         if fast is not None and not self._state.attention:
             if self._state.pacing_at <= now or fast.ack_at <= now:
-                self._host.touch(self)
+                self.touch()
                 return
             at = self._fast_deadline(fast, now)
             if now < at:  # it moved away when something was heard
@@ -239,7 +196,7 @@ class RelayConnection(Timed):
         if timer is not None and now >= timer:
             self.quic.handle_timer(now)
             self._handle_events(now, wall)
-        self._host.touch(self)
+        self.touch()
 
     def flush(self, now: float, wall: float) -> None:
         """Send what is to be sent, and see that ``timed_out`` is called in time; that may be too early, but not twice."""
@@ -301,8 +258,15 @@ class RelayConnection(Timed):
         """Record what happens from here on into ``trace``; None: no longer. The short way, which records nothing, waits."""
         self._fast = None
         self._state.attention = True
-        self._host.touch(self)  # so that what the short way has owed is expected of the general one
+        self.touch()  # so that what the short way has owed is expected of the general one
         self.quic.record(trace)
+
+    @property
+    def is_abandoned(self) -> bool:
+        """Whether the client was answered and has never shown that it receives what is sent to its address."""
+        if self.established or self.is_admitted:  # a Retry token came back from there
+            return False
+        return self.quic.is_started and self.quic.validated_address is None
 
     def hurry(self) -> None:
         """Let a close wait no longer: there will be no later flush."""
@@ -373,19 +337,11 @@ class RelayConnection(Timed):
         self.finished = True
         self._fast = None
         self._handshake_deadline = None
-        self._host.touch(self)
+        self.touch()
         try:
             self.streams.lost()
         finally:
             self.session.lost(now, wall)
-
-    def let_go(self) -> None:
-        """After its end: break every reference cycle, so that its memory is free when the last who knows it forgets it."""
-        self.session.link = GoneLink(self.name, self.remote, self.local)
-        self.session.send_datagrams = self.session.link.send_datagrams
-        self.quic.let_go()
-        self._egress.close()
-        del self.streams, self._oversize
 
     # -- events
 
@@ -466,140 +422,6 @@ class RelayConnection(Timed):
         if decoded > self._control_credited:
             self.quic.consume(CONTROL_STREAM, decoded - self._control_credited)
             self._control_credited = decoded
-
-    # -- Link
-
-    @property
-    def name(self) -> str:
-        """The first connection id that the client used, in hex; unique enough to find its lines in a log."""
-        return self._original_id.hex()
-
-    @property
-    def is_abandoned(self) -> bool:
-        """Whether the client was answered and has never shown that it receives what is sent to its address."""
-        if self.established or self.is_admitted:  # a Retry token came back from there
-            return False
-        return self.quic.is_started and self.quic.validated_address is None
-
-    @property
-    def remote(self) -> Address:
-        """See ``Link``."""
-        (host, port, *_), _ = self._path
-        return Address.of(host, port)
-
-    # -- Owner of forwarded streams
-
-    @property
-    def allocation(self) -> Allocation | None:
-        """See ``Owner``."""
-        return self.session.allocation
-
-    @property
-    def counterpart(self) -> RelayConnection | None:
-        """See ``Owner``."""
-        allocation = self.session.allocation
-        if allocation is None:
-            return None
-        side = allocation.sides[1 - self.session.role]
-        side.select(self._now)  # silence may have changed it
-        link = cast(Session, side.current).link if side.current is not None else None
-        return link if isinstance(link, RelayConnection) else None
-
-    def datagram_received(self, payload: bytes) -> None:
-        """See ``Owner``."""
-        self.session.datagrams_received([payload], self._now)
-
-    def wake(self) -> None:
-        """See ``Owner``."""
-        self._state.attention = True
-        self._host.touch(self)
-
-    @property
-    def local(self) -> Address:
-        """See ``Link``."""
-        return self._path[1].address
-
-    @property
-    def _path(self) -> Path:
-        return cast(Path, self.quic.validated_address or self._first_path)
-
-    @property
-    def max_payload(self) -> int:
-        """See ``Link``."""
-        return self.quic.max_payload
-
-    @property
-    def patience(self) -> float:
-        """See ``Link``."""
-        return self.quic.patience
-
-    @property
-    def control_backlog(self) -> int:
-        """See ``Link``."""
-        return self.quic.unsent(CONTROL_STREAM)
-
-    @property
-    def route(self) -> Path:
-        """See ``Link``."""
-        return self._path
-
-    def new_channel_id(self) -> bytes:
-        """See ``Link``."""
-        return self._ids.channel()
-
-    def send_packets(self, packets: list[bytes]) -> None:
-        """See ``Link``."""
-        to, origin = self._path
-        origin.send_many(packets, to)
-
-    def send_train(self, train: bytes, size: int) -> None:
-        """See ``Link``."""
-        to, origin = self._path
-        origin.send_train(train, size, to)
-
-    def send_hello(self, data: bytes) -> None:
-        """See ``Link``."""
-        self.quic.send_stream_data(HELLO_STREAM, data, end_stream=True)
-
-    def send_control(self, data: bytes) -> None:
-        """See ``Link``."""
-        try:
-            if self.quic.reset_code(CONTROL_STREAM) is None:  # else the event that ends the session is on its way
-                self.quic.send_stream_data(CONTROL_STREAM, data)
-        except Exception as error:
-            self._error = error
-        self._host.touch(self)
-
-    def send_datagrams(self, payloads: list[bytes], now: float) -> None:
-        """See ``Link``."""
-        try:
-            limit = self._max_payload
-            for payload in payloads:
-                if len(payload) > limit:
-                    for larger in self.quic.send_payloads(payloads, now):
-                        self._send_oversize(larger, now)
-                    break
-            else:
-                self._egress.extend(payloads, now)
-        except Exception as error:
-            self._error = error
-        self._host.touch(self)
-
-    def _send_oversize(self, payload: bytes, now: float) -> None:
-        self._state.attention = True
-        if not self._oversize.push(payload, now):
-            self.session.drop_egress(DropCause.OVERSIZE, len(payload), now)
-
-    def close(self, code: ErrorCode, reason: str) -> None:
-        """See ``Link``."""
-        self._close = (code, reason)
-        self._state.attention = True
-        try:
-            self._linger_until = self._now + min(3 * self.quic.probe_timeout, MAX_LINGER)
-            self.streams.lost()
-        except Exception as error:
-            self._error = error
-        self._host.touch(self)
 
 
 _HANDLERS: Final[dict[type[events.QuicEvent], Callable[[RelayConnection, Any, float, float], None]]] = {
