@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import faulthandler
 import json
+import signal
 import subprocess
 import sys
 import tempfile
@@ -120,6 +121,9 @@ def run_in_child(names: Iterable[str], patience: float, compiled: Prepared | Non
 def run_suite(names: list[str], path: Path, patience: float, root: Path, without: list[str]) -> int:
     """Run the tests below ``root`` in this process and write the counts to ``path``; returns the exit status."""
     sys.path.insert(0, str(root))
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # A shell without job control starts what is in the background like that, and programs under test would inherit it.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
     class Reporter(TreeReporter):
         def startTest(self, method: Any) -> None:

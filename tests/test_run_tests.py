@@ -22,6 +22,10 @@ FAILS_AS_EXPECTED = "    def test_todo(self): self.fail('x')\n    test_todo.todo
 PASSES_UNEXPECTEDLY = "    def test_todo(self): pass\n    test_todo.todo = 'later'\n"
 DIES = "    def test_zdies(self): os.kill(os.getpid(), signal.SIGKILL)\n"
 LEAVES = "    def test_zleaves(self): os._exit(0)\n"
+IS_INTERRUPTED = (
+    "    def test_interrupted(self):\n"
+    "        with self.assertRaises(KeyboardInterrupt): os.kill(os.getpid(), signal.SIGINT)\n"
+)
 HANGS = "    def test_zhangs(self):\n        while True: pass\n"
 ENDS_BADLY = "import atexit\natexit.register(os._exit, 7)\n"
 
@@ -29,13 +33,13 @@ ENDS_BADLY = "import atexit\natexit.register(os._exit, 7)\n"
 class Runs(SynchronousTestCase):
     """Issue 2: ``make test`` ends with trial's own counts and a line "N passed, N failed", and hides nothing."""
 
-    def run_suite(self, *pieces: str, patience: float = 300) -> tuple[int, list[str]]:
-        """Exit status and printed lines for a suite with these tests."""
+    def run_suite(self, *pieces: str, patience: float = 300, before: tuple[str, ...] = ()) -> tuple[int, list[str]]:
+        """Exit status and printed lines for a suite with these tests; ``before`` is a command that runs the script."""
         directory = Path(self.mktemp()).absolute()
         directory.mkdir()
         suite = directory / "test_sample.py"
         suite.write_text(HEAD + "".join(pieces))
-        command: list[str | Path] = [sys.executable, SCRIPT, "--no-lint", "--patience", str(patience), suite]
+        command: list[str | Path] = [*before, sys.executable, SCRIPT, "--no-lint", "--patience", str(patience), suite]
         done = subprocess.run(
             command, cwd=directory, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
         return done.returncode, done.stdout.splitlines()
@@ -45,6 +49,11 @@ class Runs(SynchronousTestCase):
         self.assertEqual((status, lines[-1]), (0, "2 passed, 0 failed"))
         self.assertEqual([line for line in lines if line.startswith("PASSED")], ["PASSED (successes=2)"])
         self.assertTrue(any(re.match(r"Ran 2 tests in ", line) for line in lines))
+
+    def test_it_may_run_in_the_background(self) -> None:
+        """Where a shell has it ignore Ctrl-C, programs under test would, too."""
+        ignoring = ("sh", "-c", 'trap "" INT; exec "$0" "$@"')
+        self.assertEqual(self.run_suite(IS_INTERRUPTED, before=ignoring)[1][-1], "1 passed, 0 failed")
 
     def test_a_failure_shows_and_counts(self) -> None:
         status, lines = self.run_suite(PASSES.format(1), FAILS.format(1), FAILS.format(2))
